@@ -1,0 +1,63 @@
+# Needs Python 3.11 or 3.12 with pip, and make. Everything else is built into .venv, once.
+#
+#   make demo        start a server, segment a phantom through it, show the result
+#   make serve       pfms serve, with the settings of config.env
+#   make test        the suite; make test-all adds the full matrix on the real plugin
+#   make lint        ruff and mypy
+#   make bench       measure, and write bench/results/
+#   make demo-model  train the demo weights anew (about 15 minutes)
+#   make install     build .venv; the others do so too
+#
+#   TORCH_INDEX=URL  takes torch from there: PyTorch's CPU build, on a machine without a GPU
+#   PYTHON=PATH      builds .venv with this Python
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+TORCH_INDEX ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo serve test test-all lint bench demo-model another-index
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt tools/install.py
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "pfms needs Python 3.11 or 3.12, and none was found: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@"$(PYTHON)" tools/install.py --torch-index "$(TORCH_INDEX)"
+	@touch $@
+
+# Asked for by name, another index is a change too. Not asked for, .venv stays with its own.
+ifneq ($(TORCH_INDEX),)
+ifneq ($(TORCH_INDEX),$(shell cat .venv/.torch-index 2>/dev/null))
+$(STAMP): another-index
+endif
+endif
+
+demo: $(STAMP)
+	@$(BIN)/pfms demo
+
+serve: $(STAMP)
+	@$(BIN)/pfms serve
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not every"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m bench
+
+demo-model: $(STAMP)
+	$(BIN)/python examples/train_demo_model.py
