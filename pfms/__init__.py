@@ -1,0 +1,3 @@
+"""pfms: spleen segmentation over HTTP, around the ChRIS plugin spleenseg."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,99 @@
+"""Which devices a run can have, found without importing torch or starting CUDA."""
+
+import importlib.util
+import logging
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from pfms.errors import StartError
+
+log = logging.getLogger(__name__)
+
+CPU = "cpu"
+
+
+def torch_cuda_version() -> str | None:
+    """The CUDA version that the installed torch was built for, or None for a CPU build.
+
+    NVML also sees GPUs that a CPU build of torch cannot use; `torch/version.py` says which it is.
+    """
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    text = (Path(spec.origin).parent / "version.py").read_text()
+    match = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return match[1] if match else None
+
+
+def driver_gpus() -> tuple[int, int]:
+    """How many GPUs the NVIDIA driver has and the CUDA major version it supports, else (0, 0)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pynvml
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0, 0
+    try:
+        version = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        return pynvml.nvmlDeviceGetCount(), version // 1000
+    except pynvml.NVMLError as error:
+        log.warning("the NVIDIA driver does not answer: %s", error)
+        return 0, 0
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible(gpus: int, setting: str | None) -> int:
+    """How many of `gpus` CUDA shows a process whose CUDA_VISIBLE_DEVICES is `setting`."""
+    if setting is None:
+        return gpus
+    names = [name.strip() for name in setting.split(",")]
+    # CUDA stops at the first name that is no GPU: -1, say.
+    good = 0
+    for name in names:
+        if not name or name.startswith("-") or (name.isdigit() and int(name) >= gpus):
+            break
+        good += 1
+    return min(good, gpus)
+
+
+def available() -> tuple[str, ...]:
+    """Every device that a run can have, the best first; the CPU is always the last."""
+    built_for = torch_cuda_version()
+    gpus, driver = driver_gpus()
+    if gpus and built_for and int(built_for.split(".")[0]) > driver:
+        log.warning("torch is built for CUDA %s, the driver supports %s.x", built_for, driver)
+        gpus = 0
+    if not built_for:
+        gpus = 0
+    gpus = visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return (*(f"cuda:{i}" for i in range(gpus)), CPU)
+
+
+def choose(setting: str, there: Sequence[str]) -> tuple[str, ...]:
+    """The devices that PFMS_DEVICES, or a call, asks for.
+
+    Args:
+        setting: `auto` (every GPU, else the CPU) or names with commas between; `cuda` is `cuda:0`.
+        there: What `available` found.
+
+    Raises:
+        StartError: One of them is not there.
+    """
+    if setting.strip() == "auto":
+        return tuple(name for name in there if name != CPU) or (CPU,)
+    chosen = []
+    for raw in setting.split(","):
+        name = "cuda:0" if raw.strip() == "cuda" else raw.strip()
+        if name not in there:
+            raise StartError(
+                f"The device {name[:40]!r} is not there: there is {', '.join(there)}.",
+                "Set PFMS_DEVICES to one of these, or to auto.",
+            )
+        if name not in chosen:
+            chosen.append(name)
+    return tuple(chosen)

@@ -1,0 +1,324 @@
+"""Everything that can go wrong, typed where it arises; its HTTP status is in `api/problems.py`.
+
+The tree::
+
+    PfmsError
+    ├── StartError                 the service cannot start (never reaches a client)
+    ├── RequestError               the caller can mend it
+    │   ├── InvalidParameter  MissingModelID  InvalidModelID  MissingFile  IdempotencyMismatch
+    │   ├── NotAModel
+    │   ├── NotANifti  TruncatedNifti  UnsupportedNifti  TooLarge
+    │   ├── ModelNotFound  JobNotFound
+    │   └── JobNotFinished  JobFailed  JobActive  ResultantNotMade  Gone
+    ├── NotNow                     the same request may succeed later
+    │   └── QueueFull  DiskFull  NotReady  NoDevice  Interrupted
+    └── RunFailed                  the plugin ran, or was to run, and there is no result
+        └── PluginFailed  BadResult  OutOfMemory  GpuOutOfMemory  NoSharedMemory
+            TimedOut  Cancelled
+"""
+
+from typing import ClassVar
+
+
+class PfmsError(Exception):
+    """Base of all.
+
+    Attributes:
+        code: The stable name that clients test for (CONTRACT: "Errors").
+        title: The same in words.
+        remedy: What the caller can do, one sentence.
+        detail: What happened this time. Never a path of pfms itself, never a trace.
+        job: The ID of the job it belongs to, if any.
+        retry_after: Seconds after which trying again is sensible, if known.
+    """
+
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Something in pfms failed"
+    remedy: str = (
+        "Try again; if it stays, tell the operator of this server the time of this answer."
+    )
+
+    def __init__(
+        self,
+        detail: str = "",
+        remedy: str | None = None,
+        *,
+        job: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        self.detail = detail or f"{self.title}."
+        super().__init__(self.detail)
+        if remedy is not None:
+            self.remedy = remedy
+        self.job = job
+        self.retry_after = retry_after
+
+
+class StartError(PfmsError):
+    """The service cannot start; `detail` and `remedy` are printed as one `line`."""
+
+    code = "cannot-start"
+    title = "pfms cannot start"
+    remedy = "Run `pfms doctor` for a closer look."
+
+    @property
+    def line(self) -> str:
+        """What the operator is told."""
+        return f"{self.title}: {self.detail.rstrip('.')}. {self.remedy}"
+
+
+class RequestError(PfmsError):
+    """The caller can mend it."""
+
+
+class InvalidParameter(RequestError):
+    """A query parameter, header or body that is not what the call takes."""
+
+    code = "invalid-parameter"
+    title = "A parameter is not what this call takes"
+    remedy = "Correct the parameter; /docs lists what each call takes."
+
+
+class MissingModelID(RequestError):
+    """The query has no modelID."""
+
+    code = "missing-model-id"
+    title = "The query names no model"
+    remedy = "Add ?modelID=NAME to the URL."
+
+
+class InvalidModelID(RequestError):
+    """The model ID could not be a folder name."""
+
+    code = "invalid-model-id"
+    title = "This is not a model ID"
+    remedy = (
+        "Use letters, digits, '.', '_' and '-', starting with a letter or digit, "
+        "at most 128 characters."
+    )
+
+
+class MissingFile(RequestError):
+    """No multipart field `file`, or an empty one."""
+
+    code = "missing-file"
+    title = "The request carries no file"
+    remedy = "Send multipart/form-data with the file in the field 'file' (curl: -F file=@NAME)."
+
+
+class IdempotencyMismatch(RequestError):
+    """The key was used before, with other content."""
+
+    code = "idempotency-mismatch"
+    title = "This Idempotency-Key was used for another request"
+    remedy = "Use a new Idempotency-Key for a new request."
+
+
+class NotAModel(RequestError):
+    """The upload is no state dict that fits the plugin's network."""
+
+    code = "not-a-model"
+    title = "The file is not a model that the plugin can use"
+    remedy = "Upload the model.pth that spleenseg's training wrote: a state dict of its network."
+
+
+class NotANifti(RequestError):
+    """The upload is not NIfTI."""
+
+    code = "not-a-nifti"
+    title = "The file is not a NIfTI volume"
+    remedy = "Send a NIfTI-1 or NIfTI-2 file, plain or gzipped (dcm2niix makes one from DICOM)."
+
+
+class TruncatedNifti(RequestError):
+    """Fewer voxels than the header says, or a damaged gzip stream."""
+
+    code = "truncated-nifti"
+    title = "The NIfTI file is not whole"
+    remedy = "Send the file again, or make it again from its source."
+
+
+class UnsupportedNifti(RequestError):
+    """NIfTI, but not a volume that the plugin can segment."""
+
+    code = "unsupported-nifti"
+    title = "This NIfTI file cannot be segmented"
+    remedy = "Send one 3-D CT volume in Hounsfield units with a valid spacing and orientation."
+
+
+class TooLarge(RequestError):
+    """More bytes than the limits, or than its own header, allow."""
+
+    code = "too-large"
+    title = "The upload is too large"
+    remedy = "Send a smaller volume: crop it to the abdomen, or resample it."
+
+
+class ModelNotFound(RequestError):
+    """No model has this ID."""
+
+    code = "model-not-found"
+    title = "There is no such model"
+    remedy = "GET /api/v1/spleenseg/modelpth lists the models; upload one with a POST there."
+
+
+class JobNotFound(RequestError):
+    """No job has this ID."""
+
+    code = "job-not-found"
+    title = "There is no such job"
+    remedy = "GET /api/v1/jobs lists the jobs."
+
+
+class JobNotFinished(RequestError):
+    """The result was asked for while the job waits or runs."""
+
+    code = "job-not-finished"
+    title = "The job has not ended yet"
+    remedy = "Wait: GET the job's /events, or ask again when its state is 'succeeded'."
+
+
+class JobFailed(RequestError):
+    """The result was asked for and there is none."""
+
+    code = "job-failed"
+    title = "The job has no result"
+    remedy = "Read the job's error and /log; POST /rerun runs it again."
+
+
+class JobActive(RequestError):
+    """Only an ended job can be removed."""
+
+    code = "job-active"
+    title = "The job has not ended"
+    remedy = "Cancel it first: POST to the job's /cancel."
+
+
+class ResultantNotMade(RequestError):
+    """The run did not make this resultant."""
+
+    code = "resultant-not-made"
+    title = "The run did not make this resultant"
+    remedy = "POST to the job's /rerun?resultant=logits makes it."
+
+
+class Gone(RequestError):
+    """The voxels were purged; the record is kept."""
+
+    code = "gone"
+    title = "The voxels of this job were removed"
+    remedy = "Send the volume again."
+
+
+class NotNow(PfmsError):
+    """The same request may succeed later."""
+
+
+class QueueFull(NotNow):
+    """PFMS_QUEUE_LIMIT jobs wait already."""
+
+    code = "queue-full"
+    title = "The queue is full"
+    remedy = "Try again after the time that Retry-After gives."
+
+
+class DiskFull(NotNow):
+    """No room for another upload, or it ran out meanwhile."""
+
+    code = "disk-full"
+    title = "The server has no room left on its disk"
+    remedy = "Tell the operator of this server; try again when there is room."
+
+
+class NotReady(NotNow):
+    """Starting or draining."""
+
+    code = "not-ready"
+    title = "The server takes no new work now"
+    remedy = "Try again in a minute; GET /health/ready says what it waits for."
+
+
+class NoDevice(NotNow):
+    """No device to run on."""
+
+    code = "no-device"
+    title = "There is no device to run on"
+    remedy = "Tell the operator of this server: `pfms doctor` lists the devices."
+
+
+class Interrupted(NotNow):
+    """The server stopped under a blocking call, or died too often under a job."""
+
+    code = "interrupted"
+    title = "The server stopped during the run"
+    remedy = "The job stays queued and runs after the restart: ask for it by its ID."
+
+
+class RunFailed(PfmsError):
+    """There is no result, and the job's record says why."""
+
+
+class PluginFailed(RunFailed):
+    """The plugin ended with an error of its own."""
+
+    code = "plugin-failed"
+    title = "The plugin failed"
+    remedy = "Read the job's /log for what the plugin said."
+
+
+class BadResult(RunFailed):
+    """The plugin ended well but what it wrote does not pass the checks."""
+
+    code = "bad-result"
+    title = "The plugin's result does not fit the volume"
+    remedy = "Read the job's /log; check that the model fits the installed plugin."
+
+
+class OutOfMemory(RunFailed):
+    """The host had no memory left."""
+
+    code = "out-of-memory"
+    title = "The run needed more memory than the server has"
+    remedy = "Send a smaller volume (crop it to the abdomen), or give the server more memory."
+
+
+class GpuOutOfMemory(RunFailed):
+    """The GPU had no memory left."""
+
+    code = "gpu-out-of-memory"
+    title = "The run needed more memory than the GPU has"
+    remedy = "Try again when the GPU is free, send a smaller volume, or run on the CPU."
+
+
+class NoSharedMemory(RunFailed):
+    """Shared memory is too small for the plugin's DataLoader workers."""
+
+    code = "no-shared-memory"
+    title = "The plugin had too little shared memory"
+    remedy = "Give the container more: docker run --shm-size=2g (or --ipc=host)."
+
+
+class TimedOut(RunFailed):
+    """PFMS_JOB_TIMEOUT_SECONDS passed."""
+
+    code = "timed-out"
+    title = "The run took longer than the time limit"
+    remedy = "Send a smaller volume, or ask the operator to raise PFMS_JOB_TIMEOUT_SECONDS."
+
+
+class Cancelled(RunFailed):
+    """Someone cancelled the job, or the client of its blocking call went away."""
+
+    code = "cancelled"
+    title = "The job was cancelled"
+    remedy = "POST to the job's /rerun to run it again."
+
+
+def _leaves(kind: type[PfmsError]) -> list[type[PfmsError]]:
+    below = [leaf for sub in kind.__subclasses__() for leaf in _leaves(sub)]
+    return below or [kind]
+
+
+def by_code(code: str) -> type[PfmsError]:
+    """The class of a recorded `code`; `PfmsError` itself where no class has it."""
+    return next((kind for kind in _leaves(PfmsError) if kind.code == code), PfmsError)

@@ -1,0 +1,98 @@
+"""The settings: the only reader of `config.env` and of the environment."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ByteSize, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from pfms.errors import StartError
+from pfms.plugin import adaptations
+
+CONFIG_FILE = "config.env"
+GIB = 2**30
+_LONGEST_DAYS = 36_500  # a century; dates cannot reckon with much more
+
+
+class Settings(BaseSettings):
+    """What an operator can set, each as `PFMS_<NAME>`; `config.env` explains them in order."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PFMS_",
+        frozen=True,
+        extra="forbid",
+        env_file_encoding="utf-8",
+        allow_inf_nan=False,
+    )
+
+    host: str = "127.0.0.1"
+    port: int = Field(2024, ge=0, le=65535)
+    workspace: Path = Path("workspace")
+
+    plugin_command: str = Field("spleenseg", min_length=1)
+    executor: Literal["warm", "fresh"] = "warm"
+    adaptations_off: Annotated[tuple[str, ...], NoDecode] = ()
+    devices: str = Field("auto", min_length=1)
+    jobs_per_device: int = Field(1, ge=1)
+
+    queue_limit: int = Field(1000, ge=1)
+    job_timeout_seconds: float = Field(1800, gt=0)
+    grace_seconds: float = Field(2, ge=0)
+    drain_seconds: float = Field(30, ge=0)
+    max_attempts: int = Field(2, ge=1)
+
+    max_upload_bytes: ByteSize = Field(ByteSize(2 * GIB), gt=0)
+    max_volume_bytes: ByteSize = Field(ByteSize(8 * GIB), gt=0)
+    max_grid_voxels: int = Field(500_000_000, gt=0)
+    min_free_bytes: ByteSize = Field(ByteSize(5 * GIB), ge=0)
+
+    keep_volumes_hours: float = Field(0, ge=0, le=24 * _LONGEST_DAYS)
+    keep_records_days: float = Field(0, ge=0, le=_LONGEST_DAYS)
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+
+    @field_validator("cors_origins", "adaptations_off", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(word.strip() for word in value.split(",") if word.strip())
+        return value
+
+    @field_validator("adaptations_off")
+    @classmethod
+    def _are_adaptations(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        adaptations(names)
+        return names
+
+    @field_validator("max_upload_bytes", "max_volume_bytes", "min_free_bytes", mode="before")
+    @classmethod
+    def _one_number_and_unit(cls, value: object) -> object:
+        # ByteSize itself ignores what follows: it would take 2,5GiB for 2 bytes.
+        if isinstance(value, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", value):
+            raise ValueError("write a size as 2GiB, 500MB, or a number of bytes")
+        return value
+
+
+def load_settings(config_file: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings: overrides, else the environment, else `config.env`, else the default.
+
+    Args:
+        config_file: Instead of `config.env` in the working directory (which may be absent).
+        **overrides: Settings from the command line, by field name; None is no override.
+
+    Raises:
+        StartError: A value is not what the setting takes, or a name in the file is no setting.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(_env_file=config_file or CONFIG_FILE, **given)  # type: ignore[call-arg]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).upper()
+        if first["type"] == "extra_forbidden":
+            detail = f"{CONFIG_FILE} sets {name}, which is no setting."
+        else:
+            name = f"PFMS_{name.removeprefix('PFMS_')}"
+            detail = f"{name}={first['input']!r} is not possible: {first['msg']}."
+        raise StartError(detail, "Mend it there or in the environment.") from None
