@@ -1,0 +1,102 @@
+"""An upload on its way to disk: constant memory, one copy, whole or not at all."""
+
+import asyncio
+import errno
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from sqlalchemy.exc import OperationalError
+
+from pfms.errors import DiskFull, TooLarge
+
+_BUFFER = 1 << 20  # bytes gathered before a thread writes them: fewer hops than a chunk each
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that was received whole: its path under `uploads/`, size in bytes and SHA-256."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+@contextmanager
+def full_disk_is_told() -> Iterator[None]:
+    """Turn "no space left", of the operating system or of SQLite, into `DiskFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("The disk of the server ran full.") from None
+        raise
+    except OperationalError as error:
+        if "disk is full" in str(error.orig):  # not of the statement, which may say anything
+            raise DiskFull("The disk of the server ran full.") from None
+        raise
+
+
+class UploadWriter:
+    """Writes what `feed` is given; as an async context it removes the file unless it was kept."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._path = path
+        self._limit = limit
+        self._file: IO[bytes] | None = None
+        self._hash = hashlib.sha256()
+        self._pieces: list[bytes] = []
+        self._gathered = 0
+        self._size = 0
+
+    async def __aenter__(self) -> Self:
+        with full_disk_is_told():
+            self._file = await asyncio.to_thread(self._path.open, "wb")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        await asyncio.to_thread(self._path.unlink, missing_ok=True)
+
+    async def feed(self, piece: bytes) -> None:
+        """Take the next bytes.
+
+        Raises:
+            TooLarge: More than `limit` bytes came.
+            DiskFull: There is no room for them.
+        """
+        self._size += len(piece)
+        if self._size > self._limit:
+            raise TooLarge(f"The file has more than {self._limit} bytes.")
+        self._pieces.append(piece)
+        self._gathered += len(piece)
+        if self._gathered >= _BUFFER:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        pieces, self._pieces, self._gathered = self._pieces, [], 0
+        with full_disk_is_told():
+            await asyncio.to_thread(self._write, b"".join(pieces))
+
+    def _write(self, block: bytes) -> None:
+        assert self._file is not None  # noqa: S101  (entered before it is fed)
+        self._file.write(block)
+        self._hash.update(block)
+
+    async def finish(self) -> Upload:
+        """Write the rest; the file stays until the context ends, unless it is moved away."""
+        await self._flush()
+        assert self._file is not None  # noqa: S101
+        with full_disk_is_told():
+            await asyncio.to_thread(self._file.close)
+        return Upload(self._path, self._size, self._hash.hexdigest())

@@ -1,0 +1,250 @@
+"""The tree on disk: where each file is, how it appears there whole, and how it goes."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from pfms.errors import StartError
+
+# another file system; a file of another owner (protected_hardlinks); too many; not supported
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
+
+
+def utc_now() -> datetime:
+    """The time, in UTC, to the microsecond."""
+    return datetime.now(UTC)
+
+
+def iso(moment: datetime) -> str:
+    """ISO 8601 in UTC with microseconds: it sorts as text as it does in time."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o664) -> None:
+    """Write `content` beside `path`, make it durable, then rename it into place."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@dataclass(frozen=True)
+class JobTree:
+    """The folder of one job. A person can read it without the service; CONTRACT: "Files"."""
+
+    root: Path
+
+    @property
+    def volume(self) -> Path:
+        """What was uploaded, gzipped if it was not, and 3-D."""
+        return self.root / "input" / "imagesTs" / "input.nii.gz"
+
+    @property
+    def model(self) -> Path:
+        """The weights as they were when the job was accepted."""
+        return self.root / "input" / "model.pth"
+
+    @property
+    def output(self) -> Path:
+        """The plugin's outputdir, untouched."""
+        return self.root / "output"
+
+    @property
+    def segmentation(self) -> Path:
+        """The labels."""
+        return self.root / "result" / "segmentation.nii.gz"
+
+    @property
+    def command(self) -> Path:
+        """The run, to be run again."""
+        return self.root / "command.sh"
+
+    @property
+    def log(self) -> Path:
+        """What the plugin wrote to stdout and stderr."""
+        return self.root / "plugin.log"
+
+    @property
+    def record(self) -> Path:
+        """The record."""
+        return self.root / "job.json"
+
+    def lay_out(self) -> None:
+        """Make the folders that a job has before it runs."""
+        self.volume.parent.mkdir(parents=True)
+
+    def clear_run(self) -> None:
+        """Remove what an earlier attempt left and make an empty outputdir."""
+        self.clear_output()
+        self.log.unlink(missing_ok=True)
+        self.output.mkdir()
+
+    def clear_output(self) -> None:
+        """Remove what a run wrote; its log stays, which says why."""
+        for folder in (self.output, self.segmentation.parent):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def clear_voxels(self) -> None:
+        """Remove the volumes and the weights; command, log and record stay."""
+        for folder in (self.root / "input", self.output, self.segmentation.parent):
+            shutil.rmtree(folder, ignore_errors=True)
+        for other in self.root.glob("rerun*"):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+class Workspace:
+    """The whole tree, held by one server at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.uploads = self.root / "uploads"
+        self.models = self.root / "models"
+        self.jobs = self.root / "jobs"
+        self._lock: IO[str] | None = None
+
+    def open(self) -> None:
+        """Make the folders, take the lock and clear what an earlier server was receiving.
+
+        Raises:
+            StartError: It is not writable, or another server holds it.
+        """
+        try:
+            for folder in (self.uploads, self.models, self.jobs):
+                folder.mkdir(parents=True, exist_ok=True)
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise PermissionError(13, "Permission denied", str(folder))
+            lock = (self.root / "pfms.lock").open("a+")
+        except OSError as error:
+            raise StartError(
+                f"The workspace {self.root} is not writable: {error.strerror}.",
+                "Set PFMS_WORKSPACE to a folder that this user may write to.",
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read(64).strip() or "of another host"
+            lock.close()
+            raise StartError(
+                f"Another pfms (process {holder}) uses the workspace {self.root}.",
+                "Stop it, or set PFMS_WORKSPACE to another folder.",
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock = lock
+        for left in self.uploads.iterdir():
+            discard(left)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def mark(self) -> str:
+        """What every process of this workspace carries in its environment."""
+        return str(self.root)
+
+    def new_upload(self) -> Path:
+        """A fresh path under `uploads/`, on the same file system as all else."""
+        return self.uploads / uuid.uuid4().hex
+
+    def new_job_id(self, created: datetime) -> str:
+        """`<YYYY-MM-DD-HH-MM-SS>-<uuid>`: also the name of the job's folder."""
+        return f"{created:%Y-%m-%d-%H-%M-%S}-{uuid.uuid4()}"
+
+    def job(self, job_id: str) -> JobTree:
+        """The tree of a job whose ID has been checked."""
+        return JobTree(self.jobs / job_id)
+
+    def job_ids(self) -> list[str]:
+        """The names under `jobs/`, oldest first."""
+        return sorted(entry.name for entry in os.scandir(self.jobs) if entry.is_dir())
+
+    def publish(self, prepared: JobTree, job_id: str) -> JobTree:
+        """Rename a tree that is complete from `uploads/` to its place, durably."""
+        target = self.job(job_id)
+        prepared.root.rename(target.root)
+        sync_folder(self.jobs)
+        return target
+
+    def remove_job(self, job_id: str) -> None:
+        """Remove a job's folder, so that it vanishes at once and whole."""
+        aside = self.new_upload()
+        try:
+            self.job(job_id).root.rename(aside)
+        except FileNotFoundError:
+            return
+        sync_folder(self.jobs)
+        discard(aside)
+
+    def free_bytes(self) -> int:
+        """What is free on the disk of the workspace."""
+        return shutil.disk_usage(self.root).free
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A path under `uploads/` of which nothing is left afterwards."""
+        path = self.new_upload()
+        try:
+            yield path
+        finally:
+            discard(path)
+
+    def read_state(self) -> dict[str, Any]:
+        """What is kept across restarts; empty where the file is missing or damaged."""
+        try:
+            state = json.loads((self.root / "state.json").read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Keep `state` across restarts."""
+        write_atomically(self.root / "state.json", json.dumps(state, indent=2).encode())
+
+
+def link_or_copy(file: Path, target: Path) -> None:
+    """Make `target` the same file as `file`, or a copy where the file system refuses to link."""
+    try:
+        target.hardlink_to(file)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copyfile(file, target)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
