@@ -1,0 +1,136 @@
+"""The text of `command.sh`: a POSIX shell script that runs a job's plugin call again. Pure."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
+_SCRIPT = r"""#!/bin/sh
+# A run of pfms, to be run again: the same call of the plugin, in the same environment.
+# It needs this folder and the plugin (pip install spleenseg), nothing of pfms. The same versions
+# on the same kind of processor give the same voxels.
+set -eu
+
+if [ $# -gt 1 ] || case "${1:-}" in -*) true ;; *) false ;; esac; then
+    cat <<'END'
+usage: command.sh [OUTPUTDIR]
+
+Runs the plugin on input/ of this folder, as pfms did. OUTPUTDIR is relative to the folder that you
+call it from, or absolute; it must be empty or not there yet. Without it the output goes to
+'rerun', beside 'output'. The segmentation is OUTPUTDIR/inference/input/input_seg.nii.gz. (With
+fewer than 21 slices the plugin writes it and then ends with an IndexError of its own.)
+END
+    case "$*" in -h | --help) exit 0 ;; *) exit 2 ;; esac
+fi
+
+fail() {
+    printf 'command.sh: %s\n' "$1" >&2
+    exit "${2:-1}"
+}
+
+caller=$(pwd -P)
+self=$0
+while [ -L "$self" ]; do
+    target=$(readlink "$self")
+    case $target in
+    /*) self=$target ;;
+    *) self=$(dirname "$self")/$target ;;
+    esac
+done
+here=$(CDPATH='' cd "$(dirname "$self")" && pwd -P)
+cd "$here"
+
+case "${1:-}" in
+'') out=rerun shown=$here/rerun ;;
+/*) out=$1 shown=$1 ;;
+*) out=$caller/$1 shown=$caller/$1 ;;
+esac
+
+for file in @FILES@; do
+    [ -f "$file" ] || fail "$file is not there any more: this run cannot be run again"
+done
+@COMMAND@
+mkdir -p "$out"
+[ -z "$(ls -A "$out")" ] || fail "$shown is not empty: name another OUTPUTDIR" 2
+
+@ENVIRONMENT@
+# What the plugin's libraries need of any machine: a user's name, a home that can be written.
+if ! id -un >/dev/null 2>&1; then
+    export USER="${USER:-pfms}"
+fi
+if [ ! -d "${HOME:-}" ] || [ ! -w "${HOME:-}" ]; then
+    HOME=$(mktemp -d)
+    export HOME MPLCONFIGDIR="$HOME/matplotlib"
+fi
+
+printf 'The segmentation will be in %s\n' "$shown"/@RESULT@
+exec "$@" @ARGUMENTS@ "$out"
+"""
+
+_EXECUTABLE = r"""
+recorded=@EXECUTABLE@
+name=@NAME@
+if [ -f "$recorded" ] && [ -x "$recorded" ]; then
+    set -- "$recorded"
+elif found=$(command -v "$name"); then
+    set -- "$found"
+else
+    fail "neither $recorded nor a '$name' on PATH is there: install it" 127
+fi
+"""
+
+_SCRIPT_OF_AN_INTERPRETER = r"""
+for file in @COMMAND@; do
+    [ -f "$file" ] || fail "the plugin was run by $file, which is not there" 127
+done
+set -- @COMMAND@
+"""
+
+# Said by the script itself, for the machine that it runs on.
+_OF_THE_MACHINE = {"USER", "HOME", "MPLCONFIGDIR"}
+
+
+def render(
+    command: Sequence[str],
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    *,
+    files: Sequence[str],
+    result: str,
+) -> str:
+    """The script; it stands by itself.
+
+    Args:
+        command: The executable (where it is gone the script takes one of its name from PATH), or
+            an interpreter and its script.
+        arguments: The plugin's, all but the output folder, which comes last.
+        environment: What it sets; all but what depends on the machine.
+        files: What must be there, relative to the script's folder.
+        result: The segmentation, relative to the output folder.
+    """
+    if len(command) == 1:
+        name = PurePosixPath(command[0]).name
+        find = _filled(
+            _EXECUTABLE,
+            EXECUTABLE=shlex.quote(command[0]),
+            NAME=shlex.quote(name),
+        )
+    else:
+        find = _filled(_SCRIPT_OF_AN_INTERPRETER, COMMAND=shlex.join(command))
+    exports = "".join(
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in sorted(environment.items())
+        if name not in _OF_THE_MACHINE
+    )
+    return _filled(
+        _SCRIPT,
+        FILES=shlex.join(files),
+        COMMAND=find,
+        ENVIRONMENT=exports,
+        RESULT=shlex.quote(result),
+        ARGUMENTS=shlex.join(arguments),
+    )
+
+
+def _filled(template: str, **parts: str) -> str:
+    return re.sub(r"@([A-Z]+)@", lambda match: parts[match[1]], template)

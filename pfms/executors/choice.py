@@ -1,0 +1,38 @@
+"""Which executor a server uses."""
+
+import logging
+import sys
+
+from pfms.attempt import run_environment
+from pfms.executors.base import Executor
+from pfms.executors.fresh import FreshExecutor
+from pfms.executors.warm import WarmExecutor
+from pfms.plugin_command import PluginCommand
+from pfms.settings import Settings
+from pfms.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def make_executor(settings: Settings, command: PluginCommand) -> Executor:
+    """The executor that the settings name, or `fresh` where the plugin cannot be kept warm."""
+    workspace = Workspace(settings.workspace)
+    if settings.executor == "warm":
+        why_not = _why_not_warm(command)
+        if not why_not:
+            return WarmExecutor(
+                command,
+                run_environment(settings, workspace, settings.devices),
+                workspace.mark,
+                without=settings.adaptations_off,
+            )
+        log.warning("%s: each run starts a fresh process (PFMS_EXECUTOR=fresh)", why_not)
+    return FreshExecutor(workspace.mark)
+
+
+def _why_not_warm(command: PluginCommand) -> str:
+    if command.kind == "foreign":
+        return f"'{command.argv[0]}' is no console script of this Python"
+    if sys.platform != "linux":
+        return "only on Linux can the plugin be kept ready and forked"
+    return ""

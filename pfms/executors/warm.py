@@ -1,0 +1,176 @@
+"""A forked process a job: its parent has imported the plugin already, once.
+
+What the run does is the plugin's own work, in a process group of its own, with the same arguments,
+environment and voxels as with `fresh`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+from pfms import plugin
+from pfms.executors.base import OnProgress, OnStart, PluginExit, PluginRun
+from pfms.executors.stages import Stages, size_of
+from pfms.executors.warm_link import ParentFailed, WarmParent
+from pfms.plugin_command import PACKAGE, PluginCommand
+from pfms.process import WORKSPACE_MARK, run_child
+
+log = logging.getLogger(__name__)
+
+_START_SECONDS = 180.0  # for importing the plugin; ordinarily 5 to 10, more from a cold disk
+_PATIENCE = 3  # failed starts in a row, after which runs no longer wait
+_LONGEST_PAUSE = 60.0  # seconds between failed starts
+_END_GRACE = 2.0  # for the children of a parent whose server has died
+
+# A question about CUDA at an import would otherwise start it, and no fork could use it then.
+_OF_THE_PARENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+
+
+class WarmExecutor:
+    """Keeps a parent that has imported the plugin, and has it fork a child for each run.
+
+    Args:
+        command: How the plugin is called; not `foreign`.
+        environment: Of most runs (`plugin.environment`): the parent begins with it, since some of
+            it is read only once. What a run has otherwise is set in its child.
+        workspace_mark: As for `FreshExecutor`.
+        without: Names of adaptations to leave out.
+        pause_seconds: After the first start that failed; doubled with each.
+        poll_seconds: Between two looks at the log for the progress.
+    """
+
+    name = "warm"
+
+    def __init__(
+        self,
+        command: PluginCommand,
+        environment: Mapping[str, str],
+        workspace_mark: str = "",
+        *,
+        without: Sequence[str] = (),
+        pause_seconds: float = 1.0,
+        poll_seconds: float = 0.5,
+    ) -> None:
+        if command.kind == "foreign":
+            raise ValueError("a foreign command cannot be forked")
+        self._command = command
+        self._marks = {WORKSPACE_MARK: workspace_mark} if workspace_mark else {}
+        self._environment = {**environment, **_OF_THE_PARENT, **self._marks}
+        script = command.argv[-1] if command.kind == "script" else None
+        self._order = {
+            "entry_point": command.entry_point,
+            "script": script,
+            "package": PACKAGE,
+            "grace": _END_GRACE,
+            "adaptations": [step.name for step in plugin.adaptations(without)],
+        }
+        self._pause_seconds = pause_seconds
+        self._poll_seconds = poll_seconds
+        self._parent: WarmParent | None = None
+        self._why_not = ""  # why there is no parent, when starting it failed too often
+        self._changed = asyncio.Event()  # set when either of these two is
+        self._keeper: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to keep a parent; back when there is one, or when it cannot be had."""
+        self._keeper = asyncio.create_task(self._keep())
+        await self._changed.wait()
+
+    def missing(self) -> str | None:
+        """`warming` until the parent is there, `plugin-broken` when it does not start."""
+        if self._parent is not None:
+            return None
+        return "plugin-broken" if self._why_not else "warming"
+
+    async def run(
+        self, run: PluginRun, on_start: OnStart, on_progress: OnProgress | None = None
+    ) -> PluginExit:
+        """Run the plugin to its end, as `Executor` says. Waits for the parent first."""
+        begun = time.monotonic()
+        parent = await self._ready_parent()
+        if parent is None:
+            waited = time.monotonic() - begun
+            return PluginExit(None, None, waited, "not-started", self._why_not)
+        follower: asyncio.Task[None] | None = None
+        stages = Stages(on_progress) if on_progress is not None else None
+        tell = stages.tell if stages is not None else None
+        old_log = await asyncio.to_thread(size_of, run.log)
+        argv = list(run.argv[1:] if self._command.kind == "script" else run.argv)
+
+        async def started(group: int) -> None:
+            nonlocal follower
+            await on_start(group)
+            if stages is not None:
+                follower = asyncio.create_task(stages.follow(run.log, old_log, self._poll_seconds))
+
+        try:
+            return await run_child(
+                parent.fork(run, argv, {**run.environment, **self._marks}, tell),
+                job=run.job,
+                command=self._command.argv[-1],
+                cwd=run.root,
+                time_limit=run.time_limit,
+                grace=run.grace,
+                on_start=started,
+            )
+        finally:
+            if follower is not None:
+                follower.cancel()
+
+    async def close(self) -> None:
+        """End the parent, and with it whatever still runs."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait({self._keeper})
+        if self._parent is not None:
+            await self._parent.close()
+            self._parent = None
+        for task in self._retiring:
+            task.cancel()
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+
+    async def _keep(self) -> None:
+        """Start a parent, and another whenever it is gone or to be replaced."""
+        failures = 0
+        while True:
+            try:
+                parent = await WarmParent.start(
+                    self._command.interpreter, self._environment, self._order, _START_SECONDS
+                )
+            except ParentFailed as error:
+                failures += 1
+                log.error("the plugin does not start: %s", error)
+                if failures >= _PATIENCE:
+                    self._why_not = f"The plugin does not start: {error}"
+                    self._changed.set()
+            else:
+                failures, self._why_not = 0, ""
+                self._parent = parent
+                self._changed.set()
+                await asyncio.wait({parent.over})
+                self._parent = None
+                self._changed.clear()
+                if not parent.gone.done():  # it is retired: its runs go on, ours wait
+                    continue
+                log.error("the process that held the plugin ready has died; another is started")
+            await asyncio.sleep(min(self._pause_seconds * 2**failures, _LONGEST_PAUSE))
+
+    async def _ready_parent(self) -> WarmParent | None:
+        """One that fits the plugin as it is installed now; None where it cannot be had."""
+        while True:
+            await self._changed.wait()
+            parent = self._parent
+            if parent is None:
+                return None
+            why = await asyncio.to_thread(parent.outlived)
+            if not why:
+                return parent
+            if not parent.over.done():
+                log.info("%s: the plugin is imported anew", why)
+                task = asyncio.create_task(parent.retire())
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
+            self._changed.clear()

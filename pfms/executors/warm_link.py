@@ -1,0 +1,307 @@
+"""The server's side of a warm parent: start it, have it fork a run, hear how that ends."""
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import time
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from pfms.executors.base import PluginRun, Progress
+from pfms.marks import JOB_MARK
+from pfms.process import Child, ChildLost, child_environment, open_log
+
+log = logging.getLogger(__name__)
+
+_PROGRAM = Path(__file__).with_name("warm_parent.py")
+_BLANK_MARK = "-" * 128  # room for a job's ID
+_PACKET = 1 << 20  # bytes; more than a socket takes
+_FORK_SECONDS = 20.0  # until a forked child has said so; ordinarily milliseconds
+_GOODBYE_SECONDS = 5.0  # in which a parent without children ends
+_GROWTH = 1.5  # times its memory at the start, at which a parent is replaced
+_LOST = "the process that held the plugin ready is gone"
+
+
+class ParentFailed(Exception):
+    """It did not come up; says why, in one line."""
+
+
+class ForkedChild:
+    """A run's process, as `process.Child`."""
+
+    def __init__(self, tell: Callable[[Progress], None] | None) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid = 0
+        self.returncode: int | None = None
+        self.started: asyncio.Future[OSError | None] = loop.create_future()
+        self.tell = tell
+        self._ended: asyncio.Future[int] = loop.create_future()
+
+    async def wait(self) -> int:
+        """Its return code, when it has ended; raises `ChildLost` with its parent."""
+        return await asyncio.shield(self._ended)
+
+    def end(self, pid: int, returncode: int) -> None:
+        """It has ended; only what is told first counts."""
+        if self._ended.done():
+            return
+        self.pid = pid
+        self.returncode = returncode
+        self._ended.set_result(returncode)
+        if not self.started.done():
+            self.started.set_result(None)
+
+    def lose(self) -> None:
+        """Its parent is gone: nobody will ever know its code."""
+        for future in (self.started, self._ended):
+            if not future.done():
+                future.set_exception(ChildLost(_LOST))
+                future.exception()  # it is no fault if nobody waits
+
+
+class WarmParent:
+    """A running `warm_parent.py`. Made by `start`."""
+
+    def __init__(self, process: Process, sock: socket.socket, environment: Mapping[str, str]):
+        loop = asyncio.get_running_loop()
+        self.gone = asyncio.ensure_future(process.wait())
+        self.over: asyncio.Future[None] = loop.create_future()  # gone, or told to retire
+        self._process = process
+        self._sock = sock
+        self._environment = environment
+        self._children: dict[int, ForkedChild] = {}
+        self._numbers = count()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._ready: asyncio.Future[dict[str, Any]] = loop.create_future()
+        self._watched: dict[str, int | None] = {}
+        self._memory = 0
+        self.gone.add_done_callback(lambda _: self._on_gone())
+        loop.add_reader(sock, self._on_readable)
+
+    @classmethod
+    async def start(
+        cls,
+        interpreter: str,
+        environment: Mapping[str, str],
+        order: Mapping[str, Any],
+        seconds: float,
+    ) -> Self:
+        """Start one and wait until it has imported the plugin.
+
+        Args:
+            interpreter: The Python that has the plugin.
+            environment: What is set on top of `child_environment`.
+            order: Its first message: see `warm_parent.py`.
+            seconds: The deadline.
+
+        Raises:
+            ParentFailed: It did not come up, or not in time.
+        """
+        begun = time.monotonic()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        whole = child_environment({**environment, JOB_MARK: _BLANK_MARK})
+        try:
+            process = await asyncio.create_subprocess_exec(
+                interpreter,
+                str(_PROGRAM),
+                str(theirs.fileno()),
+                env=whole,
+                pass_fds=[theirs.fileno()],
+                stdin=DEVNULL,
+                stdout=2,  # what the plugin's packages say when they are imported
+                start_new_session=True,
+            )
+        except BaseException as error:
+            ours.close()
+            if isinstance(error, OSError):
+                raise ParentFailed(f"{interpreter}: {error.strerror}") from None
+            raise
+        finally:
+            theirs.close()
+        parent = cls(process, ours, whole)
+        try:
+            await parent._greet(order, seconds)
+        except BaseException:
+            await parent.close(0)
+            raise
+        log.info(
+            "the plugin is warm: %.1f s, %d MB", time.monotonic() - begun, parent._memory >> 20
+        )
+        return parent
+
+    async def _greet(self, order: Mapping[str, Any], seconds: float) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionError):
+            self._sock.send(json.dumps(order).encode())
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await self._ready
+        except TimeoutError:
+            raise ParentFailed(f"the plugin was not imported in {seconds:.0f} seconds") from None
+        if "failed" in answer:
+            raise ParentFailed(answer["failed"])
+        self._watched = await asyncio.to_thread(_times_of, answer["watch"])
+        self._memory = await asyncio.to_thread(self._memory_now)
+
+    # --- running -------------------------------------------------------------------------------
+
+    async def fork(
+        self,
+        run: PluginRun,
+        argv: list[str],
+        environment: Mapping[str, str],
+        tell: Callable[[Progress], None] | None,
+    ) -> Child | OSError:
+        """Begin a run; its process, or why there is none.
+
+        Args:
+            run: The run.
+            argv: Its `sys.argv`.
+            environment: What is set on top of `child_environment`.
+            tell: Told the progress that it reports from inside.
+
+        Raises:
+            ChildLost: The parent is gone.
+            OSError: The log cannot be opened.
+        """
+        order = {
+            "run": (number := next(self._numbers)),
+            "job": run.job,
+            "argv": argv,
+            "cwd": str(run.root),
+            "environment": self._changes(child_environment({**environment, JOB_MARK: run.job})),
+        }
+        output = await asyncio.to_thread(open_log, run.log)
+        child = ForkedChild(tell)
+        try:
+            if self.gone.done():
+                raise ChildLost(_LOST)
+            socket.send_fds(self._sock, [json.dumps(order).encode()], [output])
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                return error
+            raise ChildLost(_LOST) from None
+        finally:
+            os.close(output)
+        self._children[number] = child
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(_FORK_SECONDS):
+                error_or_none = await asyncio.shield(child.started)
+        except TimeoutError:
+            log.error("the warm parent does not answer; it is ended")
+            self._process.kill()
+            raise ChildLost(_LOST) from None
+        return error_or_none or child
+
+    def _changes(self, whole: Mapping[str, str]) -> dict[str, str | None]:
+        """What makes the parent's environment a run's; None unsets."""
+        names = whole.keys() | self._environment.keys()
+        return {n: whole.get(n) for n in names if whole.get(n) != self._environment.get(n)}
+
+    # --- hearing -------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):
+            while data := self._sock.recv(_PACKET):
+                self._hear(json.loads(data))
+            self._hang_up()  # that was its end
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if "progress" in message:
+            child = self._children.get(message.pop("progress"))
+            if child is not None and child.tell is not None:
+                child.tell(Progress(**message))
+        elif "started" in message:
+            child = self._children[message["started"]]
+            child.pid = message["pid"]
+            child.started.set_result(None)
+        elif "finished" in message:
+            child = self._children[message["finished"]]
+            child.end(child.pid, message["code"])
+        elif "refused" in message:
+            number = message["errno"]
+            error = OSError(number, os.strerror(number), message["path"])
+            self._children[message["refused"]].started.set_result(error)
+        elif "ended" in message:
+            code = os.waitstatus_to_exitcode(message["status"])
+            self._forget(message["ended"]).end(message["pid"], code)
+        elif not self._ready.done():
+            self._ready.set_result(message)
+
+    def _forget(self, run: int) -> ForkedChild:
+        child = self._children.pop(run)
+        if not self._children:
+            self._idle.set()
+        return child
+
+    def _on_gone(self) -> None:
+        self._on_readable()  # what it said last
+        if not self._ready.done():
+            self._ready.set_result({"failed": "it ended while it imported the plugin"})
+        for run in list(self._children):
+            self._forget(run).lose()
+        self._finish()
+        self._hang_up()
+
+    # --- ending --------------------------------------------------------------------------------
+
+    def outlived(self) -> str:
+        """Why it should be replaced, else empty. It blocks, for a millisecond at most."""
+        if _times_of(self._watched) != self._watched:
+            return "the plugin, or a package beside it, has changed"
+        if self._memory_now() > self._memory * _GROWTH:
+            return "its memory has grown"
+        return ""
+
+    async def retire(self) -> None:
+        """End it when its runs have ended; at once where this is cancelled."""
+        self._finish()
+        try:
+            await self._idle.wait()
+        finally:
+            await self.close()
+
+    async def close(self, seconds: float = _GOODBYE_SECONDS) -> None:
+        """Have it end its children and itself; kill it if it has not after `seconds`."""
+        self._hang_up()
+        await asyncio.wait({self.gone}, timeout=seconds)
+        if not self.gone.done():
+            self._process.kill()
+            await asyncio.wait({self.gone})
+
+    def _finish(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _hang_up(self) -> None:
+        if self._sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._sock)
+            self._sock.close()
+
+    def _memory_now(self) -> int:
+        try:
+            return int(psutil.Process(self._process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
+
+def _times_of(paths: Iterable[str]) -> dict[str, int | None]:
+    """When each file or folder was changed last; None where it is gone."""
+    times: dict[str, int | None] = {}
+    for path in paths:
+        try:
+            times[path] = os.stat(path).st_mtime_ns  # noqa: PTH116 - quicker
+        except OSError:
+            times[path] = None
+    return times

@@ -1,0 +1,197 @@
+"""The plugin inside the warm parent: what is imported and set before the forks, how it is called.
+
+Part of the program `warm_parent.py`: imports nothing of pfms.
+"""
+
+import ast
+import contextlib
+import functools
+import gzip
+import importlib
+import inspect
+import runpy
+import signal
+import site
+import sys
+import types
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+Message = dict[str, Any]
+
+_IMPORTED_BY_A_RUN = (
+    "torch._dynamo",  # by the first optimizer: two seconds
+    "torch.utils.serialization.config",
+    "torch.profiler._cupti_monitor",
+    "matplotlib.backends.backend_agg",
+    "multiprocessing.dummy",
+    "multiprocessing.queues",
+    "multiprocessing.synchronize",
+    "pyfiglet.fonts",
+    "PIL.BmpImagePlugin",
+    "PIL.GifImagePlugin",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "PIL.PpmImagePlugin",
+)
+
+
+def load(order: Message) -> Callable[[], object]:
+    """Import the plugin and what its run will import; what a run calls."""
+    call = entry_point(order["entry_point"]) if order["entry_point"] else script(order["script"])
+    for name in order["adaptations"]:
+        if name in ADAPTATIONS:  # others are all environment
+            ADAPTATIONS[name]()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        raise RuntimeError("importing the plugin starts CUDA: only PFMS_EXECUTOR=fresh can run it")
+    return call
+
+
+def entry_point(name: str) -> Callable[[], object]:
+    """Import what a console script calls: `module:function`."""
+    module, _, path = name.partition(":")
+    function: Callable[[], object] = importlib.import_module(module)  # type: ignore[assignment]
+    for attribute in path.split("."):
+        function = getattr(function, attribute)
+    return function
+
+
+def script(path: str) -> Callable[[], object]:
+    """Import what a script will import. It is read anew for each run."""
+
+    def run() -> None:
+        runpy.run_path(path, run_name="__main__")
+
+    for name in imports_of(Path(path)):
+        with contextlib.suppress(Exception, SystemExit):  # the run itself will say what is wrong
+            importlib.import_module(name)
+    return run
+
+
+def imports_of(script: Path) -> list[str]:
+    """What a script imports at its top and does not find beside itself."""
+    try:
+        body = ast.parse(script.read_bytes()).body
+    except (OSError, SyntaxError):  # the run itself will say so
+        return []
+    names: list[str] = []
+    for node in body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.append(node.module)
+    beside = {path.stem for path in script.parent.iterdir()}
+    return [name for name in names if name.partition(".")[0] not in beside]
+
+
+def preload() -> None:
+    """Import what else a run of the plugin imports."""
+    for name in _IMPORTED_BY_A_RUN:
+        if name.partition(".")[0] in sys.modules:
+            with contextlib.suppress(ImportError):  # another version may not have it
+                importlib.import_module(name)
+    if "monai" in sys.modules:
+        # The plugin prints the versions of what it finds; in a full installation that takes long.
+        importlib.import_module("monai.config.deviceconfig").get_optional_config_values()
+
+
+def no_workers() -> None:
+    """Let a DataLoader load in its own process: the one image is in memory already."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    loader: Any = torch.utils.data.DataLoader
+    initialise = loader.__init__
+    signature = inspect.signature(initialise)
+
+    @functools.wraps(initialise)
+    def without_workers(*args: Any, **named: Any) -> None:
+        bound = signature.bind(*args, **named)
+        bound.arguments["num_workers"] = 0
+        initialise(*bound.args, **bound.kwargs)
+
+    loader.__init__ = without_workers
+
+
+def igzip() -> None:
+    """Let gzip pack (at the level that nibabel asks for) and unpack by ISA-L."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return
+
+    def compressobj(level: int = -1, *rest: Any) -> Any:
+        return (isal_zlib if level == 1 else zlib).compressobj(level, *rest)
+
+    own = {"decompressobj": isal_zlib.decompressobj, "crc32": isal_zlib.crc32}
+    library: Any = gzip
+    library.zlib = types.SimpleNamespace(**{**vars(zlib), **own, "compressobj": compressobj})
+
+
+ADAPTATIONS: dict[str, Callable[[], None]] = {
+    "preload": preload,
+    "no-workers": no_workers,
+    "igzip": igzip,
+}
+
+
+def watched(package: str) -> list[str]:
+    """What changes when the plugin, or a package beside it, is installed anew or edited."""
+    files = [
+        module.__file__
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == package and getattr(module, "__file__", None)
+    ]
+    return [*site.getsitepackages(), *(file for file in files if file)]
+
+
+def count_windows(tell: Callable[..., None]) -> None:
+    """Let MONAI's own progress bar, off by default, be on and report to `tell`."""
+    inferer = sys.modules.get("monai.inferers.utils")
+    function = getattr(inferer, "sliding_window_inference", None)
+    if function is None or not hasattr(inferer, "tqdm"):
+        return
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    if defaults.get("progress") is not False or len(defaults) != len(function.__defaults__ or ()):
+        return
+
+    def bar(batches: Any) -> Iterator[int]:
+        if not isinstance(batches, range):  # its buffered form, which tells no total
+            yield from batches
+            return
+        for first in batches:
+            tell(stage="inferring", done=first, total=batches.stop)
+            yield first
+        tell(stage="inferring", done=batches.stop, total=batches.stop)
+        tell(stage="saving")
+
+    inferer.tqdm = bar  # type: ignore[union-attr]
+    function.__defaults__ = tuple({**defaults, "progress": True}.values())
+
+
+def exit_code_of(call: Callable[[], object]) -> int:
+    """Call it as a console script does, and say of its end what Python would.
+
+    Returns:
+        The exit code; negative for the signal that Python would then end itself by.
+    """
+    try:
+        sys.exit(call())  # type: ignore[arg-type]  # a message, should it be no number
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return (end.code or 0) & 0xFF
+        print(end.code, file=sys.stderr)  # noqa: T201
+        return 1
+    except BaseException as error:
+        trace = error.__traceback__
+        while trace and trace.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>"):
+            trace = trace.tb_next
+        sys.excepthook(type(error), error.with_traceback(trace), trace)
+        return -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1

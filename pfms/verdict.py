@@ -1,0 +1,183 @@
+"""What the end of a run meant: its cause, told from exit code, signal and log. Pure."""
+
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from pfms.executors.base import PluginExit
+
+DETAIL_LENGTH = 300
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the end of a run meant.
+
+    Attributes:
+        error: One of CONTRACT's error codes (`errors.by_code`); None where it ended well.
+        detail: Why, one line, no path of this server; empty where it ended well.
+        warning: What the record and the caller should be told of a run that ended well.
+    """
+
+    error: str | None
+    detail: str = ""
+    warning: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """The plugin did its work; its result is still to be checked."""
+        return self.error is None
+
+
+SHORT_STACK_WARNING = (
+    "The volume has fewer than 21 slices: the plugin made the segmentation, then failed to draw "
+    "its picture of slice 20 (infer-1.png)."
+)
+
+# The first that matches decides: the particular before the general (a full /dev/shm and a full
+# disk share their errno, and a worker's death has a cause of its own before its echo).
+_CAUSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (error, re.compile(pattern, re.MULTILINE))
+    for error, pattern in (
+        (
+            "gpu-out-of-memory",
+            r"^.*(CUDA out of memory|CUDA error: out of memory|(?<=torch\.)OutOfMemoryError"
+            r"|(?<=cuda\.)OutOfMemoryError|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED).*$",
+        ),
+        (
+            "no-shared-memory",
+            r"^.*([Bb]us error|insufficient shared memory|shared memory.*No space left"
+            r"|No space left on device.*/dev/shm).*$",
+        ),
+        # a semaphore is a small file in /dev/shm: no room for it, or no such folder
+        (
+            "no-shared-memory",
+            r"_multiprocessing\.SemLock\(.*\n(?:[ \t].*\n)*(?P<line>\w*Error: .*)$",
+        ),
+        (
+            "out-of-memory",
+            r"^.*(\bMemoryError\b|_ArrayMemoryError|Unable to allocate .* for an array"
+            r"|DefaultCPUAllocator: (can't allocate|not enough) memory|std::bad_alloc"
+            r"|killed by signal: Killed|\[Errno 12\]|Cannot allocate memory).*$",
+        ),
+        ("disk-full", r"^.*(\[Errno 28\]|No space left on device|\[Errno 122\]).*$"),
+    )
+)
+
+_SIGNALS = {
+    "SIGKILL": ("out-of-memory", "It was killed, as the system does when memory runs out"),
+    "SIGBUS": ("no-shared-memory", "It died of a bus error, as when shared memory runs out"),
+}
+_TRACEBACK = "Traceback (most recent call last):"
+_NO_ROOM = "The disk of the server was full when the plugin ended."
+
+
+def cause_of(
+    exit: PluginExit,
+    log_tail: str,
+    onehot_written: bool,
+    *,
+    root: str = "",
+    disk_full: bool = False,
+) -> Verdict:
+    """Why a run ended as it did.
+
+    Args:
+        exit: How the run ended.
+        log_tail: The end of its log; 64 KiB are plenty.
+        onehot_written: `ONEHOT` is there and the run wrote it.
+        root: The job's folder: paths in it become relative to it in the detail.
+        disk_full: No room was left when it ended. The log lies on the same disk, so that it cannot
+            say so itself.
+    """
+    if exit.ended_by == "not-started":
+        return Verdict("plugin-failed", one_line(exit.message, root) or "It could not be started.")
+    if exit.ended_by == "executor":
+        return Verdict("interrupted", one_line(exit.message, root) or "The run was lost.")
+    if exit.ended_by == "time-limit":
+        return Verdict("timed-out", f"It was ended after {exit.seconds:.0f} seconds.")
+    if exit.code == 0:
+        if onehot_written:
+            return Verdict(None)
+        if disk_full:
+            return Verdict("disk-full", _NO_ROOM)
+        return Verdict("bad-result", "The plugin ended well but wrote no segmentation.")
+
+    _, found, last_traceback = log_tail.rpartition(_TRACEBACK)
+    if (
+        onehot_written
+        and exit.code == 1
+        and found
+        and "in plot_infer" in last_traceback
+        and "IndexError: index 20 is out of bounds" in last_traceback
+    ):
+        return Verdict(None, warning=SHORT_STACK_WARNING)
+
+    died_of = _signal_of(exit)
+    if died_of == "SIGKILL":  # not ours: nothing that the log says weighs more
+        return _ended_by_signal(died_of)
+    for error, pattern in _CAUSES:
+        if match := pattern.search(log_tail):
+            return Verdict(error, one_line(match.groupdict().get("line") or match[0], root))
+    if disk_full:
+        return Verdict("disk-full", _NO_ROOM)
+    if died_of is not None:
+        return _ended_by_signal(died_of)
+    return Verdict(
+        "plugin-failed",
+        one_line(final_exception(log_tail), root)
+        or f"The plugin ended with exit code {exit.code} and no Python error.",
+    )
+
+
+def _signal_of(exit: PluginExit) -> str | None:
+    """The signal's name, also where a shell between us and the plugin made it 128 + N."""
+    number = exit.signal if exit.signal is not None else (exit.code or 0) - 128
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return None if exit.signal is None else f"signal {number}"
+
+
+def _ended_by_signal(name: str) -> Verdict:
+    error, why = _SIGNALS.get(name, ("plugin-failed", "The plugin was ended by a signal"))
+    return Verdict(error, f"{why} ({name}).")
+
+
+def final_exception(log_text: str) -> str:
+    """The exception of the log's last traceback, its lines joined; empty where there is none."""
+    _, found, after = log_text.rpartition(_TRACEBACK)
+    if not found:
+        return ""
+    lines = iter(after.splitlines()[1:])
+    line = next((line for line in lines if line and not line[0].isspace()), "")
+    while line.endswith(":") and (more := next(lines, "").strip()):
+        line = f"{line} {more}"
+    return line
+
+
+# a URL; a quoted path, which may hold spaces; a bare one
+_PATH = re.compile(
+    r"(?P<url>https?://\S+)|(?P<quote>['\"])(?P<quoted>/[^'\"]*)(?P=quote)"
+    r"|(?<![\w./~])(?P<bare>/[^\s'\",;:()<>]+)"
+)
+
+
+def one_line(text: str, root: str = "") -> str:
+    """Fit for a `detail`: one line, at most 300 characters, nothing of this server's folders."""
+
+    def shown(match: re.Match[str]) -> str:
+        if match["url"]:
+            return match["url"]
+        path = match["quoted"] or match["bare"]
+        relative = re.sub(r"^.*/jobs/[^/]+/", "", path)  # a job's folder, wherever it lies
+        kept = relative if relative != path else PurePosixPath(path).name
+        return f"{match['quote'] or ''}{kept}{match['quote'] or ''}"
+
+    if root:
+        text = text.replace(f"{root.rstrip('/')}/", "")
+    text = _PATH.sub(shown, text)
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return text if len(text) <= DETAIL_LENGTH else f"{text[: DETAIL_LENGTH - 1]}…"

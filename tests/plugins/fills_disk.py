@@ -1,0 +1,6 @@
+"""Finds the disk full."""
+
+import errno
+import os
+
+raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,0 +1,7 @@
+"""Ends in a Python error that names a path of this machine."""
+
+from pathlib import Path
+
+from common import arguments
+
+raise ValueError(f"cannot read '{Path(arguments().inputdir, 'imagesTs').resolve()}/input.nii.gz'")

@@ -1,0 +1,9 @@
+"""Writes until the disk is full, and fails as any program does that finds it so."""
+
+from common import arguments
+
+folder = arguments().outputdir / "inference"
+folder.mkdir()
+with (folder / "orig.nii.gz").open("wb", buffering=0) as file:
+    while True:
+        file.write(bytes(1 << 16))

@@ -1,0 +1,6 @@
+"""Its result lies beside the volume."""
+
+import numpy as np
+from common import segment
+
+segment(affine_of=lambda affine: affine + np.array([[0, 0, 0, 5]] + [[0] * 4] * 3))

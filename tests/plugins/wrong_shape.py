@@ -1,0 +1,6 @@
+"""Its result has one slice less than the volume."""
+
+import numpy as np
+from common import segment
+
+segment(onehot_of=lambda spleen: np.stack([~spleen, spleen], axis=-1)[:, :, :-1])

@@ -1,0 +1,251 @@
+"""The adaptations: named, documented, and without any effect on the voxels."""
+
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from isal import igzip_lib, isal_zlib
+
+from examples.phantoms import make_phantom
+from pfms import plugin
+from pfms.errors import StartError
+from pfms.executors import warm_plugin
+from pfms.executors.base import Executor, PluginRun, Progress
+from pfms.executors.fresh import FreshExecutor
+from pfms.executors.warm import WarmExecutor
+from pfms.plugin_command import PluginCommand, resolve_command
+from pfms.settings import load_settings
+from tests.conftest import ROOT
+from tests.house import unheard
+
+NAMES = [step.name for step in plugin.ADAPTATIONS]
+real = [pytest.mark.anyio, pytest.mark.real, pytest.mark.timeout(300)]
+
+
+def test_each_adaptation_is_either_environment_or_a_step_of_the_warm_parent() -> None:
+    steps = {step.name for step in plugin.ADAPTATIONS if not step.environment}
+    assert steps == set(warm_plugin.ADAPTATIONS)
+    assert len(set(NAMES)) == len(NAMES)
+
+
+def test_each_adaptation_is_documented() -> None:
+    documented = (ROOT / "docs" / "adaptations.md").read_text()
+    for name in NAMES:
+        assert f"| `{name}` |" in documented
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_adaptation_can_be_left_out(name: str) -> None:
+    left = {step.name for step in plugin.adaptations([name])}
+    assert left == set(NAMES) - {name}
+    step = next(step for step in plugin.ADAPTATIONS if step.name == name)
+    assert step.environment.items() <= plugin.environment().items()
+    assert not step.environment.keys() & plugin.environment(without=[name]).keys()
+
+
+def test_the_setting_leaves_adaptations_out_and_knows_their_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PFMS_ADAPTATIONS_OFF", "igzip, keep-memory")
+    assert load_settings().adaptations_off == ("igzip", "keep-memory")
+    monkeypatch.setenv("PFMS_ADAPTATIONS_OFF", "igzip, faster")
+    with pytest.raises(StartError, match="no such adaptation: faster"):
+        load_settings()
+
+
+IGZIP = """
+import gzip, sys
+from pfms.executors import warm_plugin
+warm_plugin.igzip()
+for level in (1, 6, 9):
+    with gzip.GzipFile(f"{level}.gz", "wb", compresslevel=level) as file:
+        file.write(bytes(range(256)) * 4096)
+assert gzip.decompress(open("by_zlib.gz", "rb").read()) == bytes(range(256)) * 4096
+try:
+    gzip.open("cut.gz").read()
+except EOFError:
+    print("cut")
+"""
+
+
+def test_gzip_goes_on_to_know_every_level_and_its_own_errors(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4096
+    (tmp_path / "by_zlib.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(content)[:-100])
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", IGZIP]
+    said = subprocess.run(line, cwd=tmp_path, env=path, capture_output=True, text=True, check=True)
+    assert said.stdout == "cut\n"
+    files = {level: (tmp_path / f"{level}.gz").read_bytes() for level in (1, 6, 9)}
+    assert all(gzip.decompress(packed) == content for packed in files.values())
+    raw = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -15)
+    assert raw.compress(content) + raw.flush() in files[1], "level 1 is by ISA-L"
+    assert igzip_lib.decompress(files[9], flag=igzip_lib.DECOMP_GZIP) == content
+
+
+# --- with the plugin itself ----------------------------------------------------------------------
+
+
+def job(folder: Path, command: PluginCommand, **phantom: object) -> PluginRun:
+    """The run of a small phantom, in a folder of its own."""
+    (folder / "input" / "imagesTs").mkdir(parents=True)
+    phantom = {"shape": (48, 40, 32), "spacing": (5.0, 5.0, 6.0), **phantom}
+    volume = make_phantom(7, **phantom).volume  # type: ignore[arg-type]
+    nib.save(volume, folder / plugin.VOLUME)
+    (folder / plugin.MODEL).write_bytes((ROOT / "examples" / "demo_model.pth").read_bytes())
+    return PluginRun(
+        job=f"{folder.parent.name}-{folder.name}",
+        root=folder,
+        argv=plugin.inference_argv(command.argv, "cpu", logits=True),
+        environment=plugin.environment(),
+        log=folder / "plugin.log",
+        time_limit=200,
+        grace=1,
+    )
+
+
+async def outputs(executor: Executor, run: PluginRun) -> dict[str, bytes]:
+    """Every volume that the plugin wrote, unpacked, and that it wrote a picture."""
+    end = await executor.run(run, unheard)
+    assert end.code == 0, run.log.read_text()
+    written = {
+        str(path.relative_to(run.root)): np.asanyarray(nib.load(path).dataobj).tobytes()
+        for path in run.root.rglob("output/**/*.nii.gz")
+    }
+    assert {plugin.ONEHOT, plugin.LOGITS} < written.keys()
+    assert (run.root / "output" / "inference" / "infer-1.png").is_file()
+    return written
+
+
+FORMS = {
+    "LPS": {"orientation": "LPS", "dtype": np.int16},
+    "oblique": {"orientation": "PIR", "tilt_degrees": 12.0, "dtype": np.float32},
+}
+
+
+class TestWithThePlugin:
+    pytestmark = real
+
+    async def test_warm_and_fresh_give_identical_voxels_in_every_file(self, tmp_path: Path) -> None:
+        command = resolve_command("spleenseg")
+        warm = WarmExecutor(command, plugin.environment())
+        await warm.start()
+        try:
+            for name, form in FORMS.items():
+                runs = [job(tmp_path / f"{name}-{way}", command, **form) for way in "fw"]
+                by_fresh = await outputs(FreshExecutor(), runs[0])
+                by_warm = await outputs(warm, runs[1])
+                assert by_warm == by_fresh
+        finally:
+            await warm.close()
+
+    @pytest.mark.every
+    @pytest.mark.parametrize("without", [*NAMES, ",".join(NAMES)])
+    async def test_without_an_adaptation_the_voxels_are_the_same(
+        self, tmp_path: Path, without: str
+    ) -> None:
+        command = resolve_command("spleenseg")
+        found: list[dict[str, bytes]] = []
+        for names in ((), without.split(",")):
+            environment = plugin.environment(without=names)
+            executor = WarmExecutor(command, environment, without=names)
+            await executor.start()
+            try:
+                found.append(await outputs(executor, job(tmp_path / str(len(found)), command)))
+            finally:
+                await executor.close()
+        assert found[0] == found[1]
+
+    async def test_a_run_tells_its_stages_and_the_windows_done(self, tmp_path: Path) -> None:
+        command = resolve_command("spleenseg")
+        executor = WarmExecutor(command, plugin.environment())
+        await executor.start()
+        told: list[Progress] = []
+        try:
+            run = job(tmp_path / "job", command, shape=(68, 52, 40))
+            await executor.run(run, unheard, told.append)
+        finally:
+            await executor.close()
+        stages = [progress.stage for progress in told]
+        assert stages == sorted(stages, key=plugin.STAGES.index)
+        assert set(stages) == set(plugin.STAGES)
+        windows = [(p.done, p.total) for p in told if p.done is not None]
+        resampled = nib.load(run.root / plugin.LOGITS).shape
+        total = math.prod(1 + max(0, math.ceil((size - 160) / 120)) for size in resampled)
+        assert total > 1
+        assert windows == [*((done, total) for done in range(0, total, 4)), (total, total)]
+
+    async def test_a_run_finds_all_that_it_imports_in_its_parent(self, tmp_path: Path) -> None:
+        report = await self.told_by(tmp_path, plugin.environment())
+        assert report["imported"] == []
+
+    async def test_the_parent_has_no_thread_and_a_run_has_the_threads_of_its_slot(
+        self, tmp_path: Path
+    ) -> None:
+        # OpenBLAS has threads of its own, which see to themselves when it forks
+        parent = {**plugin.environment(), "OPENBLAS_NUM_THREADS": "1"}
+        report = await self.told_by(tmp_path, parent, {**parent, "OMP_NUM_THREADS": "1"})
+        assert report["threads of the parent"] == 1
+        assert (report["torch"], report["torch in a thread"]) == (1, 1)
+
+    REPORTS = """
+import spleenseg.spleenseg as plugin
+import json, os, sys, threading, torch
+before = set(sys.modules)
+plugin.main()
+threads = []
+thread = threading.Thread(target=lambda: threads.append(torch.get_num_threads()))
+thread.start()
+thread.join()
+with open("report.json", "w") as file:
+    json.dump({
+        "imported": sorted(set(sys.modules) - before),
+        "threads of the parent": len(os.listdir(f"/proc/{os.getppid()}/task")),
+        "torch": torch.get_num_threads(),
+        "torch in a thread": threads[0],
+    }, file)
+"""
+
+    async def told_by(
+        self, folder: Path, parent: dict[str, str], of_the_run: dict[str, str] | None = None
+    ) -> dict[str, object]:
+        script = folder / "reports.py"
+        script.write_text(self.REPORTS)
+        command = resolve_command(str(script))
+        executor = WarmExecutor(command, parent)
+        await executor.start()
+        run = job(folder / "job", command)
+        try:
+            run = PluginRun(**{**run.__dict__, "environment": of_the_run or parent})
+            await outputs(executor, run)
+        finally:
+            await executor.close()
+        report: dict[str, object] = json.loads((run.root / "report.json").read_text())
+        return report
+
+    def test_nothing_that_the_parent_imports_asks_for_cuda(self) -> None:
+        line = [sys.executable, "-W", "ignore", "-c", ASKS_FOR_CUDA]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg"}
+        said = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+        assert said.stdout == "[]\n"
+
+
+ASKS_FOR_CUDA = """
+import torch
+asked = []
+def spied(name, ask):
+    return lambda *args, **named: (asked.append(name), ask(*args, **named))[1]
+for name in ("is_available", "device_count", "init", "current_device", "get_device_properties"):
+    setattr(torch.cuda, name, spied(name, getattr(torch.cuda, name)))
+from pfms.executors import warm_plugin
+names = list(warm_plugin.ADAPTATIONS)
+warm_plugin.load({"entry_point": "spleenseg.spleenseg:main", "adaptations": names})
+print(asked)
+"""

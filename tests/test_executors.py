@@ -1,0 +1,306 @@
+"""The contract of every executor, each against real processes."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import anyio
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+
+from pfms import plugin
+from pfms.executors.base import Executor, OnProgress, PluginExit, PluginRun, Progress
+from pfms.executors.fresh import FreshExecutor
+from pfms.executors.warm import WarmExecutor
+from pfms.plugin_command import PluginCommand, resolve_command
+
+PLUGINS = Path(__file__).parent / "plugins"
+GRACE = 0.3
+WITHIN = 5.0  # seconds in which a run that was to end is gone, whatever it does
+
+EXECUTORS: dict[str, Callable[[PluginCommand], Executor]] = {
+    "fresh": lambda command: FreshExecutor(workspace_mark="of-this-test", poll_seconds=0.01),
+    "warm": lambda command: WarmExecutor(
+        command, plugin.environment(), workspace_mark="of-this-test", poll_seconds=0.01
+    ),
+}
+
+pytestmark = pytest.mark.anyio
+
+
+async def until(true: Callable[[], bool]) -> None:
+    with anyio.fail_after(30):
+        while True:
+            if true():
+                return
+            await anyio.sleep(0.01)
+
+
+@dataclass
+class Bench:
+    """A job's folder, and an executor to run fake plugins in it."""
+
+    make: Callable[[PluginCommand], Executor]
+    root: Path
+    groups: list[int] = field(default_factory=list)
+
+    @property
+    def log(self) -> Path:
+        return self.root / "plugin.log"
+
+    @property
+    def onehot(self) -> Path:
+        return self.root / plugin.ONEHOT
+
+    async def run(
+        self,
+        name: str,
+        time_limit: float = 60,
+        on_progress: OnProgress | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> PluginExit:
+        command = resolve_command(str(PLUGINS / f"{name}.py"))
+        executor = self.make(command)
+
+        async def started(group: int) -> None:
+            self.groups.append(group)
+
+        await executor.start()
+        try:
+            run = PluginRun(
+                job=self.root.name,
+                root=self.root,
+                argv=plugin.inference_argv(command.argv, "cpu"),
+                environment=plugin.environment() if environment is None else environment,
+                log=self.log,
+                time_limit=time_limit,
+                grace=GRACE,
+            )
+            return await executor.run(run, started, on_progress)
+        finally:
+            await executor.close()
+
+    async def until_log_says(self, words: str) -> None:
+        await until(lambda: self.log.exists() and words in self.log.read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """All that run in the job's folder, wherever they hang in the tree of processes."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.cwd() == str(self.root):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+
+@pytest.fixture(params=EXECUTORS)
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
+    root = tmp_path / f"2026-01-02-03-04-05-{uuid.uuid4()}"
+    (root / "input" / "imagesTs").mkdir(parents=True)
+    (root / plugin.MODEL).write_bytes(b"weights")
+    voxels = np.full((6, 5, 24), -50, np.int16)
+    voxels[2:4, 1:3, 10:14] = 60
+    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), root / plugin.VOLUME)
+    return Bench(EXECUTORS[request.param], root)
+
+
+async def test_a_run_that_ends_well_leaves_its_result_and_code_0(bench: Bench) -> None:
+    end = await bench.run("ok")
+    assert (end.code, end.signal, end.ended_by) == (0, None, "itself"), bench.log.read_text()
+    assert nib.load(bench.onehot).shape == (6, 5, 24, 2)
+    assert len(bench.groups) == 1
+
+
+async def test_the_empty_mask_of_the_quick_plugin_is_valid(bench: Bench) -> None:
+    end = await bench.run("empty")
+    assert end.code == 0, bench.log.read_text()
+    written, volume = nib.load(bench.onehot), nib.load(bench.root / plugin.VOLUME)
+    np.testing.assert_array_equal(written.affine, volume.affine)
+    onehot = np.asanyarray(written.dataobj)
+    assert (onehot.shape, onehot.dtype) == ((6, 5, 24, 2), np.float32)
+    assert (onehot[..., 0] == 1).all()
+    assert (onehot[..., 1] == 0).all()
+
+
+async def test_the_plugin_gets_its_arguments_folder_environment_and_no_input(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PFMS_PORT", "1")  # a setting of the server's is none of the plugin's
+    monkeypatch.setenv("OF_THE_SERVER", "kept")
+    end = await bench.run("reports", environment={"OF_THE_RUN": "set", "MPLBACKEND": "Agg"})
+    assert end.code == 0, bench.log.read_text()
+    report = json.loads((bench.root / "output" / "report.json").read_text())
+    assert report["arguments"] == list(plugin.inference_argv((), "cpu"))
+    assert report["cwd"] == str(bench.root)
+    assert report["leads_session"]
+    assert report["stdin"] == ""
+    assert "PFMS_PORT" not in report["environment"]
+    expected = {"OF_THE_SERVER": "kept", "OF_THE_RUN": "set", "MPLBACKEND": "Agg"}
+    assert expected.items() <= report["environment"].items()
+
+
+async def test_stdout_and_stderr_are_appended_to_the_log(bench: Bench) -> None:
+    bench.log.write_text("from before\n")
+    await bench.run("reports")
+    assert bench.log.read_text() == "from before\nsaid on stdout\nsaid on stderr\n"
+
+
+async def test_what_the_plugin_writes_can_be_written_by_the_group(bench: Bench) -> None:
+    await bench.run("ok")
+    assert bench.onehot.stat().st_mode & 0o777 == 0o664
+    assert bench.onehot.parent.stat().st_mode & 0o777 == 0o775
+
+
+async def test_the_plugins_own_failure_is_its_exit_code(bench: Bench) -> None:
+    end = await bench.run("exit3")
+    assert (end.code, end.signal, end.ended_by) == (3, None, "itself")
+    assert "no spleen today" in bench.log.read_text()
+
+
+async def test_a_python_error_is_exit_code_1_and_in_the_log(bench: Bench) -> None:
+    end = await bench.run("raises")
+    assert end.code == 1
+    assert "ValueError: cannot read" in bench.log.read_text()
+
+
+async def test_a_kill_by_the_system_is_its_signal(bench: Bench) -> None:
+    end = await bench.run("out_of_memory")
+    assert (end.code, end.signal, end.ended_by) == (None, 9, "itself")
+
+
+async def test_a_run_told_to_end_by_others_may_be_tried_again(bench: Bench) -> None:
+    end = await bench.run("told_to_end")
+    assert (end.signal, end.ended_by) == (15, "executor")
+    assert end.message
+
+
+async def test_a_flood_on_stderr_does_not_stop_the_run(bench: Bench) -> None:
+    end = await bench.run("floods_stderr")
+    assert end.code == 0
+    assert bench.log.stat().st_size > 16_000_000
+    assert bench.onehot.exists()
+
+
+async def test_the_time_limit_ends_a_run_that_hangs(bench: Bench) -> None:
+    end = await bench.run("hangs", time_limit=0.5)
+    assert (end.code, end.signal, end.ended_by) == (None, 15, "time-limit")
+    assert end.seconds >= 0.5
+    assert bench.processes() == []
+
+
+async def test_the_time_limit_kills_a_plugin_that_ignores_term_and_its_children(
+    bench: Bench,
+) -> None:
+    end = await bench.run("ignores_term", time_limit=2.0)
+    assert "ignoring" in bench.log.read_text()
+    assert (end.code, end.signal, end.ended_by) == (None, 9, "time-limit")
+    assert end.seconds < 2.0 + WITHIN
+    assert bench.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("hangs", "hanging"), ("ignores_term", "ignoring"), ("forks_like_mad", "forking")],
+)
+async def test_a_cancel_leaves_no_process(bench: Bench, name: str, says: str) -> None:
+    task = asyncio.create_task(bench.run(name))
+    await bench.until_log_says(says)
+    assert bench.processes() != []
+    cancelled = time.monotonic()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert bench.processes() == []
+    assert time.monotonic() - cancelled < WITHIN
+
+
+async def test_a_second_cancel_does_not_leave_processes_behind(bench: Bench) -> None:
+    task = asyncio.create_task(bench.run("ignores_term"))
+    await bench.until_log_says("ignoring")
+    for _ in range(3):
+        task.cancel()
+        await anyio.sleep(GRACE / 10)
+    assert not task.done()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert bench.processes() == []
+
+
+async def test_the_loop_goes_on_while_a_run_is_being_ended(bench: Bench) -> None:
+    task = asyncio.create_task(bench.run("ignores_term"))
+    await bench.until_log_says("ignoring")
+    task.cancel()
+    turns = 0
+    while not task.done():
+        await anyio.sleep(GRACE / 100)
+        turns += 1
+    assert turns > 10
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_children_that_a_run_leaves_behind_are_ended(bench: Bench) -> None:
+    end = await bench.run("leaves_children")
+    assert (end.code, end.ended_by) == (0, "itself")
+    assert "left three" in bench.log.read_text()
+    assert bench.processes() == []
+
+
+async def test_runs_beside_each_other_do_not_end_each_other(bench: Bench, tmp_path: Path) -> None:
+    other = Bench(bench.make, tmp_path / str(uuid.uuid4()))
+    (other.root / "input").mkdir(parents=True)
+    staying = asyncio.create_task(other.run("hangs"))
+    await other.until_log_says("hanging")
+    await bench.run("leaves_children")
+    assert not staying.done()
+    assert other.processes() != []
+    staying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await staying
+    assert other.processes() == []
+
+
+async def test_the_stages_are_told_as_the_run_reaches_them(bench: Bench) -> None:
+    told: list[Progress] = []
+
+    def reached(stage: str) -> bool:
+        return bool(told) and told[-1].stage == stage
+
+    task = asyncio.create_task(bench.run("staged", on_progress=told.append))
+    for stage, go_on in (("loading", "infer"), ("inferring", "save"), ("saving", "end")):
+        await until(partial(reached, stage))
+        (bench.root / go_on).touch()
+    assert (await task).code == 0, bench.log.read_text()
+    assert [progress.stage for progress in told] == list(plugin.STAGES)
+
+
+async def test_an_error_when_told_of_the_start_ends_the_run(bench: Bench) -> None:
+    command = resolve_command(str(PLUGINS / "hangs.py"))
+    executor = bench.make(command)
+
+    async def refuse(group: int) -> None:
+        raise RuntimeError("the record cannot be written")
+
+    await executor.start()
+    run = PluginRun(
+        job=bench.root.name,
+        root=bench.root,
+        argv=plugin.inference_argv(command.argv, "cpu"),
+        environment={},
+        log=bench.log,
+        time_limit=60,
+        grace=GRACE,
+    )
+    with pytest.raises(RuntimeError, match="cannot be written"):
+        await executor.run(run, refuse)
+    assert bench.processes() == []
+    await executor.close()

@@ -1,0 +1,277 @@
+"""The warm parent comes and goes, and its server too."""
+
+import asyncio
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pfms.executors import warm_link
+from pfms.executors.choice import make_executor
+from pfms.executors.fresh import FreshExecutor
+from pfms.executors.warm import WarmExecutor
+from pfms.marks import JOB_MARK, WORKSPACE_MARK, find_marked
+from pfms.plugin_command import PluginCommand, resolve_command
+from pfms.settings import load_settings
+from tests.conftest import PLUGINS, ROOT, StartServer, eventually
+from tests.house import House, a_house, lives, unheard, until
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with a_house(tmp_path) as house:
+        yield house
+
+
+def entry_point(name: str) -> PluginCommand:
+    return PluginCommand(("/usr/bin/of-the-plugin",), sys.executable, "entry-point", name)
+
+
+async def test_runs_wait_while_the_plugin_is_imported_and_can_be_cancelled(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (house.folder / "slow_to_import.py").write_text(
+        f"import os, time\nwhile not os.path.exists({str(house.folder / 'go')!r}):\n"
+        "    time.sleep(0.01)\ndef main():\n    print('ran'); return 3"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(house.folder))
+    command = entry_point("slow_to_import:main")
+    executor = house.warm(command)
+    starting = asyncio.create_task(executor.start())
+    waiting, cancelled = (asyncio.create_task(house.run(executor, command)) for _ in range(2))
+    await until(lambda: house.parents() != [])
+    assert executor.missing() == "warming"
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert not waiting.done()
+
+    (house.folder / "go").touch()
+    end, log = await waiting
+    assert (end.code, log) == (3, "ran\n")
+    await starting
+    assert executor.missing() is None
+
+
+async def test_a_run_whose_parent_dies_is_lost_leaves_nothing_and_the_next_has_another(
+    house: House,
+) -> None:
+    ignores_term = (PLUGINS / "ignores_term.py").read_text()
+    command = house.script(ignores_term)
+    executor = await house.warmed(command)
+    (parent,) = house.parents()
+    call = house.call(command)
+    running = asyncio.create_task(executor.run(call, unheard))
+    await until(lambda: call.log.exists() and "ignoring" in call.log.read_text())
+
+    os.kill(parent, signal.SIGKILL)
+    end = await running
+    assert (end.code, end.ended_by) == (None, "executor")
+    assert end.message
+    assert find_marked(JOB_MARK, call.job) == []
+
+    house.script("print('ran')")
+    assert (await house.run(executor, command))[1] == "ran\n"
+
+
+async def test_a_parent_that_hangs_is_ended_and_its_run_is_lost(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_link, "_FORK_SECONDS", 0.2)
+    command = house.script("print('ran')")
+    executor = await house.warmed(command)
+    (parent,) = house.parents()
+    os.kill(parent, signal.SIGSTOP)
+    end = await executor.run(house.call(command), unheard)
+    assert (end.code, end.ended_by) == (None, "executor")
+    monkeypatch.undo()
+    assert (await house.run(executor, command))[1] == "ran\n"
+    assert house.parents() not in ([parent], [])
+
+
+async def test_a_parent_that_dies_idle_is_replaced(house: House) -> None:
+    command = house.script("print('ran')")
+    executor = await house.warmed(command)
+    (parent,) = house.parents()
+    os.kill(parent, signal.SIGKILL)
+    await until(lambda: house.parents() not in ([parent], []))
+    end, log = await house.run(executor, command)
+    assert (end.code, log) == (0, "ran\n")
+
+
+async def test_a_plugin_that_does_not_start_fails_runs_with_its_cause_until_it_is_mended(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(house.folder))
+    command = entry_point("not_there_yet:main")
+    executor = await house.warmed(command)
+    assert executor.missing() == "plugin-broken"
+    end = await executor.run(house.call(command), unheard)
+    assert (end.code, end.ended_by) == (None, "not-started")
+    assert "No module named 'not_there_yet'" in end.message
+
+    (house.folder / "not_there_yet.py").write_text("def main():\n    print('mended')")
+    await until(lambda: executor.missing() is None)
+    assert (await house.run(executor, command))[1] == "mended\n"
+
+
+@pytest.mark.parametrize("text", ["import os; os._exit(5)", "import sys; sys.exit('no')"])
+async def test_a_plugin_that_ends_its_parent_is_told_as_broken(
+    house: House, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(house.folder))
+    (house.folder / "ends_at_import.py").write_text(text)
+    executor = await house.warmed(entry_point("ends_at_import:main"))
+    assert executor.missing() == "plugin-broken"
+    assert house.parents() == []
+
+
+async def test_a_changed_plugin_is_imported_anew_and_a_run_ends_with_the_old(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = house.folder / "spleenseg"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    module = package / "spleenseg.py"
+    old = (
+        f"import os, time\ndef main():\n    print('old', flush=True)\n"
+        f"    while not os.path.exists({str(house.folder / 'go')!r}): time.sleep(0.01)\n"
+    )
+    module.write_text(old)
+    monkeypatch.setenv("PYTHONPATH", str(house.folder))
+    command = entry_point("spleenseg.spleenseg:main")
+    executor = await house.warmed(command)
+    call = house.call(command)
+    running = asyncio.create_task(executor.run(call, unheard))
+    await until(lambda: call.log.exists() and call.log.read_text() == "old\n")
+
+    module.write_text("def main(): print('this is new')")
+    assert (await house.run(executor, command))[1] == "this is new\n"
+    assert not running.done()
+    (house.folder / "go").touch()
+    assert (await running).code == 0
+    await until(lambda: len(house.parents()) == 1)
+
+
+async def test_a_run_that_cannot_enter_its_folder_is_not_started(house: House) -> None:
+    command = house.script("print('ran')")
+    executor = await house.warmed(command)
+    call = house.call(command)
+    call.root.rename(house.folder / "elsewhere")
+    call = replace(call, log=house.folder / "plugin.log")
+    end = await executor.run(call, unheard)
+    assert (end.ended_by, end.message) == ("not-started", "The job's folder is not there.")
+
+
+async def test_two_hundred_runs_leave_no_trace(house: House) -> None:
+    command = house.script("x = bytearray(1_000_000)")
+    executor = await house.warmed(command)
+    (parent,) = house.parents()
+
+    async def some(number: int) -> tuple[int, ...]:
+        for _ in range(number):
+            end, _log = await house.run(executor, command)
+            assert end.code == 0
+        us, them = psutil.Process(), psutil.Process(parent)
+        await until(lambda: them.children() == [])
+        return us.num_fds(), them.num_fds(), us.num_threads(), them.num_threads()
+
+    first = await some(20)
+    memory = psutil.Process(parent).memory_info().rss
+    last = await some(180)
+    assert last[0] <= first[0] + 1
+    assert last[1] == first[1]
+    assert last[3] == first[3] == 1
+    assert psutil.Process(parent).memory_info().rss <= memory + (1 << 20)
+    assert house.parents() == [parent]
+
+
+SERVER_THAT_IS_KILLED = """
+import asyncio, sys
+from pathlib import Path
+from pfms.executors.base import PluginRun
+from pfms.executors.warm import WarmExecutor
+from pfms.plugin_command import resolve_command
+
+async def main(plugin, root, mark):
+    command = resolve_command(plugin)
+    executor = WarmExecutor(command, {}, mark)
+    await executor.start()
+    async def started(group): print(group, flush=True)
+    await executor.run(PluginRun(
+        "of-a-killed-server", Path(root), (*command.argv, "x"), {}, Path(root, "log"), 60, 1
+    ), started)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_with_a_killed_server_its_parent_and_their_runs_end(
+    house: House, tmp_path: Path
+) -> None:
+    line = [sys.executable, "-c", SERVER_THAT_IS_KILLED, str(PLUGINS / "ignores_term.py")]
+    server = await asyncio.create_subprocess_exec(
+        *line, str(tmp_path), house.mark, cwd=ROOT, stdout=subprocess.PIPE
+    )
+    assert server.stdout
+    assert await server.stdout.readline()
+    await until(lambda: "ignoring" in (tmp_path / "log").read_text())
+    assert len(find_marked(WORKSPACE_MARK, house.mark)) >= 4
+
+    server.kill()
+    await server.communicate()
+    await until(lambda: find_marked(WORKSPACE_MARK, house.mark) == [])
+
+
+def test_a_server_is_ready_once_it_is_warm_and_a_dead_parent_costs_a_job_nothing(
+    start_server: StartServer,
+) -> None:
+    server = start_server("slow.py", executor="warm")
+    job_id = server.submit()
+    assert server.ended(job_id)["state"] == "succeeded"
+    assert server.job(job_id)["executor"] == "warm"
+    assert server.http.get(f"{server.url}/health/ready").status_code == 200
+
+    (parent,) = (p for p in psutil.Process(server.process.pid).children())
+    job_id = server.submit()
+    eventually(lambda: server.job(job_id)["state"] == "running")
+    parent.kill()
+    job = server.ended(job_id)
+    assert (job["state"], job["attempts"]) == ("succeeded", 2)
+
+
+def test_a_warm_server_that_is_killed_leaves_nothing_that_the_next_does_not_end(
+    start_server: StartServer,
+) -> None:
+    server = start_server("hangs.py", executor="warm")
+    job_id = server.submit()
+    eventually(lambda: server.job(job_id)["state"] == "running")
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    assert len(family) == 2
+    for process in (psutil.Process(server.process.pid), *family[:1]):
+        process.kill()
+    server.stop(signal.SIGKILL)
+    server = start_server("ok.py", executor="warm")
+    assert server.ended(job_id)["state"] == "succeeded"
+    assert not any(map(lives, family))
+
+
+def test_a_command_that_cannot_be_forked_is_run_fresh_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = load_settings(executor="warm", workspace=tmp_path)
+    command = PluginCommand(("/opt/other/bin/spleenseg",), "/opt/other/bin/python", "foreign")
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(make_executor(settings, command), FreshExecutor)
+    assert "'/opt/other/bin/spleenseg'" in caplog.text
+    kept = resolve_command(str(PLUGINS / "ok.py"))
+    assert isinstance(make_executor(settings, kept), WarmExecutor)
