@@ -1,0 +1,1 @@
+"""The history of the jobs table's form, one file a step (Alembic)."""

@@ -1,0 +1,78 @@
+from typing import Any, get_args
+
+import pytest
+
+from pfms.errors import JobNotFound
+from pfms.job import (
+    CHRIS_STATUS,
+    ENDED,
+    TRANSITIONS,
+    Job,
+    ModelUsed,
+    State,
+    VolumeSent,
+    valid_job_id,
+)
+
+ID = "2026-11-23-15-00-00-937dbf08-7784-499c-b861-12aded55745a"
+
+
+def job(**fields: Any) -> Job:
+    volume = VolumeSent(
+        size=1,
+        sha256="0" * 64,
+        shape=(2, 3, 4),
+        spacing=(1.0, 1.0, 2.0),
+        orientation="RAS",
+        dtype="int16",
+        minimum=-1000.0,
+        maximum=500.0,
+    )
+    return Job(
+        **{
+            "id": ID,
+            "created_at": "2026-11-23T15:00:00.000000Z",
+            "model": ModelUsed(modelID="demo", sha256="0" * 64),
+            "volume": volume,
+            "resultant": "labels",
+            **fields,
+        }
+    )
+
+
+@pytest.mark.parametrize("before", get_args(State))
+@pytest.mark.parametrize("after", get_args(State))
+def test_a_state_is_left_only_as_the_table_says(before: State, after: State) -> None:
+    start = job(state=before)
+    if after in TRANSITIONS[before]:
+        moved = start.moved(after)
+        assert (moved.state, moved.revision) == (after, 2)
+    else:
+        with pytest.raises(ValueError, match="does not go from"):
+            start.moved(after)
+
+
+def test_the_ended_states_are_those_that_nothing_follows() -> None:
+    assert sorted(ENDED) == ["cancelled", "failed", "succeeded"]
+    assert set(CHRIS_STATUS) == set(TRANSITIONS) == set(get_args(State))
+
+
+def test_each_step_notes_its_time_and_a_step_back_forgets_it() -> None:
+    running = job().moved("running")
+    assert running.started_at is not None
+    assert running.moved("queued").started_at is None
+    assert running.moved("failed").ended_at is not None
+
+
+def test_a_change_cannot_smuggle_a_state() -> None:
+    with pytest.raises(ValueError, match="moved"):
+        job().changed(state="failed")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "..", f"{ID}/..", f"{ID}\n", ID.upper().replace("A", "G"), "x" * 10_000, "\0"]
+)
+def test_what_is_no_job_id_is_not_looked_for(text: str) -> None:
+    assert valid_job_id(ID) == ID
+    with pytest.raises(JobNotFound):
+        valid_job_id(text)
