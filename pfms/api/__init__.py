@@ -1,0 +1,1 @@
+"""HTTP to service and back: no file and no process is touched here."""

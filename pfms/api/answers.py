@@ -1,0 +1,117 @@
+"""Answers with a file of a job, and what the routes share."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import anyio
+from fastapi import Depends, Request
+from fastapi import Path as InPath
+from fastapi.responses import FileResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from pfms.archive import Archive
+from pfms.job import JOB_ID, Job, Resultant
+from pfms.service import Service
+from pfms.workspace import discard
+
+NIFTI = "application/octet-stream"
+_RANGE = re.compile(
+    rb"bytes=(?=.*\d)(\d{0,18})-(\d{0,18})"
+)  # one range; several are of no use to a NIfTI
+
+# Shown, not enforced: what could be no ID is a job that there is not.
+JobID = Annotated[
+    str,
+    InPath(
+        examples=["2026-01-31-12-00-00-f81d4fae-7dec-41d0-a765-00a0c91e6bf6"],
+        json_schema_extra={"pattern": f"^{JOB_ID.pattern}$"},
+    ),
+]
+
+HEADERS = {
+    "X-Pfms-Job": {"schema": {"type": "string"}, "description": "the job's ID"},
+    "X-Pfms-Warning": {"schema": {"type": "string"}, "description": "where there is one"},
+}
+LOCATION = {"Location": {"schema": {"type": "string"}, "description": "of the job"}}
+
+
+async def _service(request: Request) -> Service:  # a plain one would go through a thread
+    service: Service = request.app.state.service
+    return service
+
+
+Uses = Annotated[Service, Depends(_service)]
+
+
+def job_headers(job: Job) -> dict[str, str]:
+    """What every answer to an accepted run carries."""
+    headers = {"X-Pfms-Job": job.id}
+    if job.warnings:
+        headers["X-Pfms-Warning"] = "; ".join(job.warnings).encode("ascii", "replace").decode()
+    return headers
+
+
+class JobFile(FileResponse):
+    """A file of a job, streamed, with ETag and ranges; nothing removes it meanwhile."""
+
+    def __init__(
+        self,
+        path: Path,
+        reading: ExitStack,
+        *,
+        filename: str,
+        media_type: str = NIFTI,
+        headers: Mapping[str, str] | None = None,
+        once: bool = False,
+    ) -> None:
+        super().__init__(path, headers=headers, media_type=media_type, filename=filename)
+        self._reading = reading
+        self._once = once
+
+    def release(self) -> None:
+        """Let go of the file without sending it."""
+        self._reading.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; a Range that makes no sense is passed over, as RFC 9110 lets a server do."""
+
+        async def send_on(message: Message) -> None:
+            # Who has the whole file may remove it at once: let go before the last piece leaves.
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                self._reading.close()
+            await send(message)
+
+        try:
+            await super().__call__(_sensible_range(scope), receive, send_on)
+        finally:
+            self._reading.close()
+            if self._once:
+                with anyio.CancelScope(shield=True):  # HEAD cancels what follows the head
+                    await asyncio.to_thread(discard, Path(self.path))
+
+
+def _sensible_range(scope: Scope) -> Scope:
+    asked = next((value for name, value in scope["headers"] if name == b"range"), b"")
+    match = _RANGE.fullmatch(asked)
+    if match and not (match[1] and match[2] and int(match[2]) < int(match[1])):
+        return scope
+    return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
+
+
+async def resultant_file(archive: Archive, job: Job, resultant: Resultant) -> JobFile:
+    """The NIfTI of a job that has succeeded.
+
+    Raises:
+        PfmsError: There is none, as `Archive.resultant` says.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(archive.reading(job.id))
+        path = await archive.resultant(job, resultant)
+        # It never changes once it is there, so its name is as good as its hash.
+        etag = {"ETag": f'"{job.id}-{resultant}"'}
+        headers = {**job_headers(job), **etag}
+        return JobFile(path, stack.pop_all(), filename="output.nii.gz", headers=headers)

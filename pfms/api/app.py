@@ -1,0 +1,97 @@
+"""`create_app(settings)`: wiring, no logic, and nothing that two apps would share."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
+
+from pfms import __version__
+from pfms.api import jobs, pages, problems, spleenseg, system
+from pfms.api.edges import Edges
+from pfms.api.schemas import Problem
+from pfms.executors.base import Executor
+from pfms.executors.choice import make_executor
+from pfms.plugin_command import resolve_command
+from pfms.service import Service
+from pfms.settings import Settings
+
+_DESCRIPTION = """Send a CT volume (NIfTI), get the spleen's segmentation (NIfTI).
+Every refusal is `application/problem+json` with a `code` to test for and a `remedy` to follow."""
+
+
+class _App(FastAPI):
+    """FastAPI, whose document also describes the problems that routes only refer to."""
+
+    def openapi(self) -> dict[str, object]:
+        """The OpenAPI document."""
+        if not self.openapi_schema:
+            document = get_openapi(
+                title=self.title,
+                version=self.version,
+                description=self.description,
+                routes=self.routes,
+            )
+            for call in (call for calls in document["paths"].values() for call in calls.values()):
+                # FastAPI's own guess, where a route has parameters and says of no refusal of them.
+                if "HTTPValidationError" in str(call["responses"].get("422")):
+                    del call["responses"]["422"]
+            schemas = document["components"]["schemas"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            schemas["Problem"] = Problem.model_json_schema()
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
+    """Build the service and its HTTP face.
+
+    Args:
+        settings: Read by the caller.
+        executor: Instead of the one that the settings name.
+
+    Raises:
+        StartError: The plugin's command or a device is not there.
+    """
+    command = resolve_command(settings.plugin_command)
+    service = Service(settings, command, executor or make_executor(settings, command))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    app = _App(
+        title="pfms",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        docs_url="/docs/try",
+        redoc_url=None,
+        responses=problems.responses(),
+        generate_unique_id_function=lambda route: route.name,  # the operationId
+    )
+    app.state.service = service
+    api = APIRouter(prefix="/api/v1")
+    for router in (spleenseg.router, jobs.router, system.router):
+        api.include_router(router)
+    app.include_router(api)
+    app.include_router(system.health)
+    app.include_router(pages.router)
+    problems.install(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["X-Pfms-Job", "X-Pfms-Warning", "Location"],
+        )
+    app.add_middleware(Edges)
+    return app

@@ -1,0 +1,284 @@
+"""The jobs: what is known of them, what came out, and how to end, remove and repeat them."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from pfms import errors
+from pfms.api.answers import (
+    HEADERS,
+    LOCATION,
+    NIFTI,
+    JobFile,
+    JobID,
+    Uses,
+    job_headers,
+    resultant_file,
+)
+from pfms.api.problems import responses
+from pfms.api.schemas import JobPage, JobView
+from pfms.job import ENDED, Resultant, State
+from pfms.records import Event
+from pfms.service import Service
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_HEARTBEAT_SECONDS = 15
+_CHUNK = 1 << 16
+
+
+@router.get("", responses=responses(errors.InvalidParameter))
+async def list_jobs(
+    service: Uses,
+    state: State | None = None,
+    modelID: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> JobPage:
+    """The jobs, the newest first, in pages."""
+    found, following = await service.archive.page(
+        limit=limit, cursor=cursor, state=state, model_id=modelID
+    )
+    return JobPage(jobs=[JobView.of(status) for status in found], next=following)
+
+
+@router.get("/{job_id}", responses=responses(errors.JobNotFound))
+async def show_job(service: Uses, job_id: JobID, response: Response) -> JobView:
+    """All that is known of a job."""
+    status = await service.archive.status(job_id)
+    response.headers.update(job_headers(status.job))
+    return JobView.of(status)
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=Response,
+    responses={
+        200: {"description": "server-sent events", "content": {"text/event-stream": {}}},
+        204: {"description": "the job has ended and every event was seen"},
+        **responses(errors.JobNotFound, errors.InvalidParameter),
+    },
+)
+async def follow_job(
+    service: Uses, job_id: JobID, last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
+    """Every change of state and progress; with `Last-Event-ID` those after it.
+
+    The stream ends after the last event of a job that has ended.
+    """
+    job = await service.archive.job(job_id)
+    after = int(last_event_id) if (last_event_id or "").isdecimal() else 0  # type: ignore[arg-type]
+    after = min(after, 2**62)
+    if job.ended and after and not await service.archive.events(job_id, after):
+        return Response(status_code=204, headers=job_headers(job))
+    return EventSourceResponse(
+        _events(service, job_id, after), ping=_HEARTBEAT_SECONDS, headers=job_headers(job)
+    )
+
+
+async def _events(service: Service, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    """The events on record, then those that come, without a gap or a repetition."""
+    with service.runs.broadcast.listen(job_id) as listener:
+        for event in await service.archive.events(job_id, after):
+            yield _sent(event)
+            after = event.n
+            if event.data["state"] in ENDED and event.kind == "state":
+                return
+        if service.runs.draining or job_id not in service.runs.active:
+            return
+        while (coming := await listener.get()) is not None:
+            if coming.n > after:
+                yield _sent(coming)
+            if coming.data["state"] in ENDED:
+                return
+
+
+def _sent(event: Event) -> ServerSentEvent:
+    return ServerSentEvent(json.dumps(event.data), event=event.kind, id=str(event.n))
+
+
+@router.get(
+    "/{job_id}/log",
+    response_class=Response,
+    responses={
+        200: {"description": "stdout and stderr of the plugin", "content": {"text/plain": {}}},
+        **responses(errors.JobNotFound),
+    },
+)
+async def show_log(service: Uses, job_id: JobID) -> Response:
+    """What the plugin has written so far."""
+    job = await service.archive.job(job_id)
+    with ExitStack() as stack:
+        stack.enter_context(service.archive.reading(job.id))
+        path = service.archive.log(job)
+        try:
+            file = stack.enter_context(await asyncio.to_thread(path.open, "rb"))
+        except FileNotFoundError:  # it has not started
+            return Response("", media_type="text/plain", headers=job_headers(job))
+        held = stack.pop_all()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        with held:
+            while chunk := await asyncio.to_thread(file.read, _CHUNK):
+                yield chunk
+
+    return StreamingResponse(chunks(), media_type="text/plain", headers=job_headers(job))
+
+
+_NO_RESULT = (
+    errors.JobNotFound,
+    errors.JobNotFinished,
+    errors.JobFailed,
+    errors.ResultantNotMade,
+    errors.Gone,
+)
+
+
+@router.get(
+    "/{job_id}/result",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "the resultant",
+            "content": {NIFTI: {"schema": {"type": "string", "format": "binary"}}},
+            "headers": HEADERS,
+        },
+        206: {"description": "a range of it", "content": {NIFTI: {}}},
+        304: {"description": "it is what If-None-Match names"},
+        416: {"description": "the range lies outside it", "content": {"text/plain": {}}},
+        **responses(*_NO_RESULT, errors.InvalidParameter),
+    },
+)
+async def show_result(
+    service: Uses,
+    job_id: JobID,
+    resultant: Resultant = "labels",
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The NIfTI that came out, with ETag and ranges."""
+    job = await service.archive.job(job_id)
+    answer = await resultant_file(service.archive, job, resultant)
+    etag = answer.headers["etag"]
+    known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    if known & {etag, "*"}:
+        answer.release()
+        return Response(status_code=304, headers={**job_headers(job), "ETag": etag})
+    return answer
+
+
+@router.get(
+    "/{job_id}/preview.png",
+    response_class=Response,
+    responses={
+        200: {"description": "slices through the spleen", "content": {"image/png": {}}},
+        **responses(*_NO_RESULT),
+    },
+)
+async def show_preview(service: Uses, job_id: JobID) -> Response:
+    """Slices through the spleen with the labels drawn on them."""
+    job = await service.archive.job(job_id)
+    image = await service.archive.preview(job)
+    return Response(image, media_type="image/png", headers=job_headers(job))
+
+
+@router.get(
+    "/{job_id}/bundle",
+    response_class=Response,
+    responses={
+        200: {"description": "a zip", "content": {"application/zip": {}}},
+        **responses(
+            errors.JobNotFound,
+            errors.JobNotFinished,
+            errors.Gone,
+            errors.DiskFull,
+            errors.InvalidParameter,
+        ),
+    },
+)
+async def show_bundle(service: Uses, job_id: JobID, voxels: bool = False) -> Response:
+    """Command, record and log in a zip; with `voxels` also input, result and weights."""
+    job = await service.archive.job(job_id)
+    path = await service.archive.bundle(job, voxels=voxels)
+    return JobFile(
+        path,
+        ExitStack(),
+        filename=f"{job.id}.zip",
+        media_type="application/zip",
+        headers=job_headers(job),
+        once=True,
+    )
+
+
+@router.post(
+    "/{job_id}/cancel",
+    status_code=202,
+    response_model=JobView,
+    responses={
+        200: {"description": "it has ended already", "model": JobView},
+        **responses(errors.JobNotFound, errors.DiskFull),
+    },
+)
+async def cancel_job(service: Uses, job_id: JobID, response: Response) -> JobView:
+    """Ask for the end of a job. Its record stays."""
+    before = await service.archive.job(job_id)
+    if before.ended:
+        response.status_code = 200
+    else:
+        await service.cancel(job_id)
+    status = await service.archive.status(job_id)
+    response.headers.update(job_headers(status.job))
+    return JobView.of(status)
+
+
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    responses=responses(
+        errors.JobNotFound, errors.JobActive, errors.InvalidParameter, errors.DiskFull
+    ),
+)
+async def remove_job(
+    service: Uses,
+    job_id: JobID,
+    purge: Annotated[Literal["voxels"] | None, Query(description="keep record and log")] = None,
+) -> None:
+    """Remove an ended job; with `purge=voxels` only its volumes and weights."""
+    job = await service.archive.job(job_id)
+    if purge is None:
+        await service.archive.remove(job)
+    else:
+        await service.archive.purge(job)
+
+
+@router.post(
+    "/{job_id}/rerun",
+    status_code=202,
+    response_model=JobView,
+    responses={
+        202: {"description": "accepted; Location names the new job", "headers": HEADERS | LOCATION},
+        **responses(
+            errors.JobNotFound,
+            errors.InvalidParameter,
+            errors.UnsupportedNifti,
+            errors.Gone,
+            errors.QueueFull,
+            errors.NotReady,
+            errors.DiskFull,
+        ),
+    },
+)
+async def rerun_job(
+    service: Uses, job_id: JobID, response: Response, resultant: Resultant | None = None
+) -> JobView:
+    """A new job with the same volume, the same weights and the same options."""
+    old = await service.archive.job(job_id)
+    await service.intake.check_can_take()
+    job = await service.intake.rerun(old, resultant)
+    response.headers.update({**job_headers(job), "Location": f"/api/v1/jobs/{job.id}"})
+    return JobView.of(await service.archive.status(job.id))

@@ -1,0 +1,149 @@
+"""The documentation as pages of our own: all of it in the answer, since hospitals are offline.
+
+`/docs` is the OpenAPI document for people, `/docs/errors` is where a problem's `type` leads.
+"""
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse
+
+from pfms.api.problems import DOCS, STATUS
+
+router = APIRouter(prefix="/docs", include_in_schema=False)
+
+# Nothing on these pages comes from elsewhere, and the browser holds them to it.
+_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h2 { margin-top: 2.5rem; font-size: 1.1rem }
+:target { background: #fff3c4 }
+code { background: #f3f3f3; overflow-wrap: anywhere }
+table { border-collapse: collapse; margin: .5rem 0 }
+td, th { border-top: 1px solid #ccc; padding: .2rem .8rem .2rem 0; text-align: left;
+         vertical-align: top }
+"""
+
+
+@router.get("")
+async def show_calls(request: Request) -> HTMLResponse:
+    """Every call, with what it takes and what it answers."""
+    document: dict[str, Any] = request.app.openapi()
+    calls = [
+        _call(f"{method.upper()} {path}", call)
+        for path, methods in document["paths"].items()
+        for method, call in methods.items()
+    ]
+    bodies = [
+        _heading(name, name) + _text(body.get("description", "")) + _fields(body)
+        for name, body in sorted(document["components"]["schemas"].items())
+    ]
+    intro = (
+        _text(document["info"]["description"])
+        + f'<p>The same for programs is <a href="/openapi.json">/openapi.json</a>; '
+        f'<a href="{DOCS}">{DOCS}</a> explains the problems. <a href="/docs/try">/docs/try</a> '
+        "(Swagger UI) calls the service from the browser; it is loaded from the internet.</p>"
+    )
+    return _page("pfms: every call", [intro, *calls, "<h1>The bodies</h1>", *bodies])
+
+
+@router.get("/errors")
+async def show_errors() -> HTMLResponse:
+    """Every problem by its code: when it is answered, and what to do then."""
+    sections = [
+        _heading(kind.code, kind.code)
+        + f"<p>{STATUS[kind]}: {escape(kind.title)}.</p>"
+        + _text(inspect.getdoc(kind) if kind.code != "internal" else "A fault of pfms itself.")
+        + f"<p><b>What to do:</b> {_marked(kind.remedy)}</p>"
+        for kind in STATUS
+    ]
+    intro = (
+        "<p>A refusal is <code>application/problem+json</code> (RFC 9457). Programs test its "
+        '<code>code</code>; its <code>type</code> leads here. <a href="/docs">Every call</a></p>'
+    )
+    return _page("pfms: the problems", [intro, *sections])
+
+
+def _page(title: str, parts: Iterable[str]) -> HTMLResponse:
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    body = f"<h1>{title}</h1>{''.join(parts)}"
+    html = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
+    return HTMLResponse(html, headers=_HEADERS)
+
+
+def _call(name: str, call: Mapping[str, Any]) -> str:
+    takes = [
+        (
+            f"{parameter['name']} ({parameter['in']})",
+            _type(parameter["schema"]) + (", required" if parameter["required"] else ""),
+            parameter.get("description", ""),
+        )
+        for parameter in call.get("parameters", [])
+    ]
+    for kind, content in call.get("requestBody", {}).get("content", {}).items():
+        takes += [
+            (f"{field} (field of {kind})", _type(schema), schema.get("description", ""))
+            for field, schema in content["schema"]["properties"].items()
+        ]
+    answers = [
+        (status, ", ".join(map(_content, answer.get("content", {}).items())), answer["description"])
+        for status, answer in sorted(call["responses"].items())
+    ]
+    text = _text(call["description"])
+    return _heading(call["operationId"], name) + text + _table(takes) + _table(answers)
+
+
+def _content(content: tuple[str, Mapping[str, Any]]) -> str:
+    kind, body = content
+    name = _type(body.get("schema", {}))
+    return kind if name in ("", "string (binary)") else f"{kind}: {name}"
+
+
+def _fields(body: Mapping[str, Any]) -> str:
+    return _table(
+        (name, _type(schema), schema.get("description", ""))
+        for name, schema in body["properties"].items()
+    )
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """What a schema takes, in words; `Name` where it is one of the bodies."""
+    if "$ref" in schema:
+        return str(schema["$ref"]).rpartition("/")[2]
+    if "anyOf" in schema:
+        return " or ".join(_type(one) for one in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        text = " | ".join(map(str, schema.get("enum", [schema.get("const")])))
+    else:
+        text = str(schema.get("type", ""))
+    if "format" in schema:
+        text += f" ({schema['format']})"
+    if isinstance(schema.get("items"), dict):
+        text += f" of {_type(schema['items'])}"
+    return f"{text}; default {schema['default']}" if schema.get("default") else text
+
+
+def _heading(anchor: str, text: str) -> str:
+    return f'<h2 id="{escape(anchor)}"><code>{escape(text)}</code></h2>'
+
+
+def _table(rows: Iterable[tuple[str, str, str]]) -> str:
+    lines = [
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(kind)}</td>"
+        f"<td>{_marked(description)}</td></tr>"
+        for name, kind, description in rows
+    ]
+    return f"<table>{''.join(lines)}</table>" if lines else ""
+
+
+def _text(text: str | None) -> str:
+    return "".join(f"<p>{_marked(part)}</p>" for part in (text or "").split("\n\n") if part)
+
+
+def _marked(text: str) -> str:
+    """HTML of a text in which `this` is code."""
+    return re.sub(r"`+([^`]+)`+", r"<code>\1</code>", escape(text))

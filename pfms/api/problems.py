@@ -1,0 +1,179 @@
+"""The one table from error to `application/problem+json` (RFC 9457)."""
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
+
+from pfms import errors
+from pfms.api.schemas import Problem
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+DOCS = "/docs/errors"
+
+STATUS: dict[type[errors.PfmsError], int] = {
+    errors.PfmsError: 500,
+    errors.InvalidParameter: 422,
+    errors.MissingModelID: 422,
+    errors.InvalidModelID: 422,
+    errors.MissingFile: 422,
+    errors.IdempotencyMismatch: 422,
+    errors.NotAModel: 422,
+    errors.NotANifti: 422,
+    errors.TruncatedNifti: 422,
+    errors.UnsupportedNifti: 422,
+    errors.TooLarge: 413,
+    errors.ModelNotFound: 404,
+    errors.JobNotFound: 404,
+    errors.JobNotFinished: 409,
+    errors.JobFailed: 409,
+    errors.JobActive: 409,
+    errors.ResultantNotMade: 409,
+    errors.Gone: 410,
+    errors.QueueFull: 503,
+    errors.DiskFull: 507,
+    errors.NotReady: 503,
+    errors.NoDevice: 503,
+    errors.Interrupted: 503,
+    errors.PluginFailed: 500,
+    errors.BadResult: 500,
+    errors.OutOfMemory: 500,
+    errors.GpuOutOfMemory: 500,
+    errors.NoSharedMemory: 500,
+    errors.TimedOut: 504,
+    errors.Cancelled: 409,
+}
+_CLIENT_LEFT = 499  # as nginx says it
+_RETRY_SECONDS = 30  # for a 503 that has no estimate of its own
+
+
+class NotFound(errors.RequestError):
+    """The framework's 404."""
+
+    code = "not-found"
+    title = "There is nothing at this path"
+    remedy = "GET /docs shows every call."
+
+
+class MethodNotAllowed(errors.RequestError):
+    """The framework's 405."""
+
+    code = "method-not-allowed"
+    title = "This path does not take this method"
+    remedy = "The Allow header names those it takes; GET /docs shows every call."
+
+
+STATUS |= {NotFound: 404, MethodNotAllowed: 405}
+
+
+def problem(
+    error: errors.PfmsError, request: Request, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """The answer that tells a client of `error`."""
+    status = STATUS[type(error)]
+    body = Problem(
+        type=f"{DOCS}#{error.code}",
+        title=error.title,
+        status=status,
+        detail=error.detail,
+        instance=request.url.path,
+        code=error.code,
+        remedy=error.remedy,
+        job=error.job,
+    )
+    headers = dict(headers or {})
+    if error.job:
+        headers["X-Pfms-Job"] = error.job
+    if status == 503:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or _RETRY_SECONDS)))
+    return JSONResponse(
+        body.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE
+    )
+
+
+def responses(*kinds: type[errors.PfmsError]) -> dict[int | str, dict[str, Any]]:
+    """What a route's documentation says of the problems it may answer with."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    every: list[type[errors.PfmsError]] = [*kinds, errors.PfmsError]
+    for kind in every:
+        status = STATUS[kind]
+        entry = by_status.setdefault(
+            status,
+            {
+                "description": "",
+                "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            },
+        )
+        text = f"`{kind.code}`: {kind.title}."
+        entry["description"] = f"{entry['description']} {text}".strip()
+        if status == 503:
+            entry["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    return by_status
+
+
+def _of_validation(error: RequestValidationError) -> errors.PfmsError:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    if first["type"] == "missing" and place == ["query", "modelID"]:
+        return errors.MissingModelID()
+    return errors.InvalidParameter(f"{' '.join(place)}: {first['msg']}.")
+
+
+def _methods_of(request: Request) -> list[str]:
+    """What the path takes: Starlette's own Allow knows but the first of the routes on a path."""
+    scope = {"type": "http", "root_path": "", "headers": [], "path": request.scope["path"]}
+    found = [
+        method
+        for method in ("GET", "POST", "PUT", "DELETE")
+        if any(
+            route.matches({**scope, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    ]
+    return ["HEAD", *found] if "GET" in found else found
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of `app` leave in this form."""
+
+    async def told(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, errors.PfmsError)  # noqa: S101  (so it is registered)
+        if error.code == errors.PfmsError.code:
+            log.error("%s: %s", request.url.path, error.detail)
+        return problem(error, request)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        return problem(_of_validation(error), request)
+
+    async def framework(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        headers = dict(error.headers or {})
+        if error.status_code == 404:
+            return problem(NotFound(), request, headers)
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods_of(request))
+            return problem(MethodNotAllowed(), request, headers)
+        return problem(errors.InvalidParameter(str(error.detail)), request, headers)
+
+    async def left(request: Request, error: Exception) -> Response:
+        log.info("%s: the client went away", request.url.path)
+        return Response(status_code=_CLIENT_LEFT)  # nobody hears it
+
+    async def internal(request: Request, error: Exception) -> JSONResponse:
+        # The trace is in the server's log: Starlette raises the error again after this answer.
+        return problem(errors.PfmsError(), request)
+
+    app.add_exception_handler(errors.PfmsError, told)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(ClientDisconnect, left)
+    app.add_exception_handler(Exception, internal)

@@ -1,0 +1,204 @@
+"""The bodies, as the API's documentation shows them."""
+
+from pathlib import PurePath
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from pfms.archive import JobStatus
+from pfms.executors.base import Progress
+from pfms.job import CHRIS_STATUS, Cause, Job, ModelUsed, Resultant, Segmentation, State, VolumeSent
+from pfms.workspace import iso, utc_now
+
+
+class Problem(BaseModel):
+    """RFC 9457, with a `code` to test for and a `remedy` to follow."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    remedy: str
+    job: str | None = None
+
+
+class ModelStored(BaseModel):
+    """`sha256` and `size` (bytes) are of what is stored, `upload_sha256` of what was sent."""
+
+    status: Literal[True] = True
+    message: str
+    location: str = Field(description="relative to the workspace")
+    modelID: str
+    sha256: str
+    upload_sha256: str
+    size: int
+    warnings: list[str]
+
+
+class ModelList(BaseModel):
+    """The model IDs, sorted."""
+
+    models: list[str]
+
+
+class ModelInfo(BaseModel):
+    """One model. `uploaded_at` is UTC, `size` in bytes."""
+
+    modelID: str
+    sha256: str
+    upload_sha256: str
+    size: int
+    uploaded_at: str
+    source: str
+    warnings: list[str]
+
+
+class Devices(BaseModel):
+    """Where runs go: the first device, and all."""
+
+    device: str
+    devices: list[str]
+
+
+class About(BaseModel):
+    """What answers here."""
+
+    name: str
+    about: str
+    version: str
+
+
+class SysInfo(BaseModel):
+    """The machine. Memory in bytes, CPU in percent since the last such call."""
+
+    system: str
+    machine: str
+    uname: list[str]
+    platform: str
+    version: str
+    availablememory: int
+    freememory: int
+    cpucount: int
+    loadavg: list[float]
+    cpu_percent: float
+    hostname: str
+    inet: str
+
+
+class Echo(BaseModel):
+    """What was to be echoed."""
+
+    msg: str
+
+
+class Sys(BaseModel):
+    """The machine, and an echo."""
+
+    name: str
+    version: str
+    sysinfo: SysInfo
+    echoBack: Echo
+
+
+class ProgressView(BaseModel):
+    """How far a job is.
+
+    `fraction` (0 to 1) is of the whole run where that can be known, `done` and `total` are windows
+    of the network; `elapsed` and `expected` in seconds, from the last runs of the model.
+    """
+
+    stage: Literal["waiting", "loading", "inferring", "saving", "ended"]
+    fraction: float | None = None
+    done: int | None = None
+    total: int | None = None
+    elapsed: float | None = None
+    expected: float | None = None
+
+    @classmethod
+    def of(cls, status: JobStatus) -> "ProgressView":
+        """What is known of a job's progress."""
+        if status.job.ended:
+            return cls(stage="ended", fraction=1.0 if status.job.state == "succeeded" else None)
+        if status.job.state == "queued":
+            return cls(stage="waiting", fraction=0.0, expected=status.expected)
+        progress = status.progress or Progress("loading")
+        fraction = None
+        if progress.stage == "inferring" and progress.total:
+            fraction = (progress.done or 0) / progress.total
+        return cls(
+            stage=progress.stage,  # type: ignore[arg-type]
+            fraction=fraction,
+            done=progress.done,
+            total=progress.total,
+            elapsed=round(status.elapsed or 0.0, 3),
+            expected=status.expected,
+        )
+
+
+class JobView(BaseModel):
+    """One job. Times are UTC (ISO 8601); `place` 0 is the next one to run."""
+
+    id: str
+    state: State
+    chris_status: str
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+    purged_at: str | None
+    progress: ProgressView
+    place: int | None
+    estimated_start: str | None
+    model: ModelUsed
+    volume: VolumeSent
+    resultant: Resultant
+    device: str | None
+    executor: str | None
+    command: list[str]
+    versions: dict[str, str]
+    attempts: int
+    seconds: float | None = Field(description="what the run took, from start to end")
+    cancel_requested: bool
+    rerun_of: str | None
+    warnings: list[str]
+    segmentation: Segmentation | None
+    error: Cause | None
+    folder: str = Field(description="relative to the workspace")
+
+    @classmethod
+    def of(cls, status: JobStatus) -> "JobView":
+        """What a client is shown."""
+        job = status.job
+        shared = job.model_dump(include=set(cls.model_fields) & set(Job.model_fields))
+        # Where things are on the server is in job.json; a client is told their names.
+        shared["command"] = [PurePath(word).name for word in job.command]
+        return cls(
+            **shared,
+            chris_status=CHRIS_STATUS[job.state],
+            progress=ProgressView.of(status),
+            place=status.place,
+            estimated_start=status.estimated_start,
+            folder=f"jobs/{job.id}",
+        )
+
+
+class JobPage(BaseModel):
+    """Jobs, the newest first; `next` is the cursor of the next page, null on the last."""
+
+    jobs: list[JobView]
+    next: str | None
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    status: Literal["live"] = "live"
+
+
+class Ready(BaseModel):
+    """What is still missing, by name: warming, draining, disk-full, no-device."""
+
+    status: Literal["ready", "not ready"]
+    missing: dict[str, str]
+    at: str = Field(default_factory=lambda: iso(utc_now()))

@@ -1,0 +1,235 @@
+"""The calls that clients of FNNDSC's pfms, and the plugin's own remote mode, rely on."""
+
+import asyncio
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from starlette.requests import ClientDisconnect
+
+from pfms import errors
+from pfms.api.answers import HEADERS, LOCATION, NIFTI, Uses, job_headers, resultant_file
+from pfms.api.multipart import OPENAPI_BODY, check_body, receive_file
+from pfms.api.problems import responses
+from pfms.api.schemas import Devices, JobView, ModelInfo, ModelList, ModelStored
+from pfms.intake import Wish
+from pfms.job import Job, Resultant
+from pfms.models import MODEL_ID, valid_model_id
+from pfms.service import Service
+
+router = APIRouter(prefix="/spleenseg", tags=["spleenseg"])
+
+# The pattern is shown, not enforced: `valid_model_id` says more of what is wrong.
+_SHOWN = {"pattern": f"^{MODEL_ID.pattern}$"}
+ModelID = Annotated[str, Query(examples=["demo"], json_schema_extra=_SHOWN)]
+ModelIDInPath = Annotated[str, Path(examples=["demo"], json_schema_extra=_SHOWN)]
+_UPLOAD = (
+    errors.MissingModelID,
+    errors.InvalidModelID,
+    errors.MissingFile,
+    errors.InvalidParameter,
+    errors.TooLarge,
+    errors.NotReady,
+    errors.DiskFull,
+)
+_PREFER = "`respond-async`: 202 at once; `wait=N`: 200 if done within N seconds, else 202"
+_KEY = "a repeat joins the first job, or gets its end"
+_WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
+
+
+@router.post(
+    "/modelpth",
+    openapi_extra=OPENAPI_BODY,
+    responses=responses(*_UPLOAD, errors.NotAModel),
+)
+async def upload_model(request: Request, service: Uses, modelID: ModelID) -> ModelStored:
+    """Store weights (a `.pth`) under a model ID; a model of that ID is replaced."""
+    model_id = valid_model_id(modelID)
+    boundary = check_body(request, service.settings.max_upload_bytes)
+    await service.intake.check_can_take()
+    async with service.writer() as writer:
+        upload = await receive_file(request, boundary, writer)
+        model = await service.add_model(model_id, upload)
+    return ModelStored(
+        message=f"the model is stored as {model_id!r}",
+        location=f"models/{model_id}/model.pth",
+        **model.to_dict() | {"modelID": model_id},
+    )
+
+
+@router.get("/modelpth")
+async def list_models(service: Uses) -> ModelList:
+    """The models there are."""
+    return ModelList(models=await asyncio.to_thread(service.models.names))
+
+
+@router.get("/modelpth/{modelID}", responses=responses(errors.ModelNotFound, errors.InvalidModelID))
+async def show_model(service: Uses, modelID: ModelIDInPath) -> ModelInfo:
+    """What is known of one model."""
+    model = await asyncio.to_thread(service.models.get, modelID)
+    return ModelInfo.model_validate(model.to_dict())
+
+
+@router.delete(
+    "/modelpth/{modelID}",
+    status_code=204,
+    responses=responses(errors.ModelNotFound, errors.InvalidModelID),
+)
+async def remove_model(service: Uses, modelID: ModelIDInPath) -> None:
+    """Remove a model. Jobs that were accepted with it keep its weights until they end."""
+    await asyncio.to_thread(service.models.remove, modelID)
+
+
+@router.post(
+    "/NIfTIinference",
+    response_class=Response,
+    openapi_extra=OPENAPI_BODY,
+    responses={
+        200: {
+            "description": "the resultant",
+            "content": {NIFTI: {"schema": {"type": "string", "format": "binary"}}},
+            "headers": HEADERS,
+        },
+        202: {
+            "description": "accepted; Location names the job",
+            "model": JobView,
+            "headers": {
+                **HEADERS,
+                **LOCATION,
+                "Preference-Applied": {"schema": {"type": "string"}},
+            },
+        },
+        **responses(
+            *_UPLOAD,
+            errors.ModelNotFound,
+            errors.NotANifti,
+            errors.TruncatedNifti,
+            errors.UnsupportedNifti,
+            errors.IdempotencyMismatch,
+            errors.QueueFull,
+            errors.NoDevice,
+            errors.Interrupted,
+            errors.PluginFailed,
+            errors.BadResult,
+            errors.OutOfMemory,
+            errors.GpuOutOfMemory,
+            errors.NoSharedMemory,
+            errors.TimedOut,
+            errors.Cancelled,
+            errors.Gone,
+            errors.ResultantNotMade,
+        ),
+    },
+)
+async def infer(
+    request: Request,
+    service: Uses,
+    modelID: ModelID,
+    resultant: Resultant = "labels",
+    prefer: Annotated[
+        list[str] | None, Header(examples=[["respond-async"], ["wait=1"]], description=_PREFER)
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=257, description=_KEY)
+    ] = None,
+) -> Response:
+    """Segment a CT volume (NIfTI). Blocks until it is done, unless `Prefer` says otherwise."""
+    model_id = valid_model_id(modelID)
+    key = _key(idempotency_key)
+    respond_async, seconds = _preference(prefer)
+    patient = not respond_async and seconds is None  # it waits for as long as it takes
+    boundary = check_body(request, service.settings.max_upload_bytes)
+    await service.intake.check_can_take()
+    await service.intake.check_can_queue(model_id)
+
+    async with service.writer() as writer:
+        upload = await receive_file(request, boundary, writer)
+        wish = Wish(model_id, resultant, held=patient and key is None, key=key)
+        job = await service.intake.submit(upload, wish)
+
+    if not respond_async:
+        job = await _wait(request, service, job, seconds)
+    if not job.ended:
+        return await _accepted(
+            service, job, "respond-async" if respond_async else f"wait={seconds}"
+        )
+    if job.error is not None:
+        raise job.error.error(job.id)
+    return await resultant_file(service.archive, job, resultant)
+
+
+async def _accepted(service: Service, job: Job, preference: str) -> Response:
+    view = JobView.of(await service.archive.status(job.id))
+    location = {"Location": f"/api/v1/jobs/{job.id}", "Preference-Applied": preference}
+    return Response(
+        view.model_dump_json(),
+        202,
+        headers={**job_headers(job), **location},
+        media_type="application/json",
+    )
+
+
+async def _wait(request: Request, service: Service, job: Job, seconds: float | None) -> Job:
+    """The job when it has ended, or after `seconds`. A held job is cancelled with its client."""
+    ends = asyncio.create_task(service.wait(job.id, seconds))
+    leaves = asyncio.create_task(_client_leaves(request))
+    try:
+        await asyncio.wait({ends, leaves}, return_when=asyncio.FIRST_COMPLETED)
+        if ends.done():
+            try:
+                return ends.result()
+            except errors.Interrupted:
+                if seconds is None:
+                    raise
+                return job  # it asked for an answer within some time, not for the end
+        if job.held:
+            await service.client_went_away(job.id)
+        raise ClientDisconnect
+    finally:
+        ends.cancel()
+        leaves.cancel()
+
+
+async def _client_leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _preference(headers: list[str] | None) -> tuple[bool, int | None]:
+    """Whether `respond-async` is preferred, and the N of `wait=N` (RFC 7240)."""
+    wishes = [
+        wish.partition(";")[0].strip().lower()
+        for header in headers or []
+        for wish in header.split(",")
+    ]
+    waits = [int(match[1]) for wish in wishes if (match := _WAIT.fullmatch(wish))]
+    seconds = waits[0] if waits else None
+    # RFC 7240 lets a client say both: then it waits first.
+    return "respond-async" in wishes and seconds is None, seconds
+
+
+def _key(header: str | None) -> str | None:
+    if header is None:
+        return None
+    key = header.strip()
+    if len(key) >= 2 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not 1 <= len(key) <= 255:
+        raise errors.InvalidParameter("Idempotency-Key has to have 1 to 255 characters.")
+    return key
+
+
+@router.get("/inference/device")
+async def show_device(service: Uses) -> Devices:
+    """Where runs go."""
+    return Devices(device=service.devices[0], devices=list(service.devices))
+
+
+@router.put(
+    "/inference/device/{device}",
+    responses=responses(errors.InvalidParameter, errors.DiskFull),
+)
+async def set_device(service: Uses, device: Annotated[str, Path(examples=["auto"])]) -> Devices:
+    """Let runs go to a device from now on, across restarts; `auto` gives the setting's back."""
+    devices = await service.set_devices(device)
+    return Devices(device=devices[0], devices=list(devices))

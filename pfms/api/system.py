@@ -1,0 +1,81 @@
+"""About the service and its machine."""
+
+import asyncio
+import os
+import platform
+import socket
+from typing import Annotated
+
+import psutil
+from fastapi import APIRouter, Query, Response
+
+from pfms import __version__, errors
+from pfms.api.answers import Uses
+from pfms.api.problems import responses
+from pfms.api.schemas import About, Echo, Live, Ready, Sys, SysInfo
+
+router = APIRouter(tags=["system"])
+health = APIRouter(prefix="/health", tags=["system"])
+
+_ABOUT = "Spleen segmentation over HTTP, around the ChRIS plugin pl-monai_spleenseg"
+
+
+@router.get("/about")
+async def about() -> About:
+    """What answers here."""
+    return About(name="pfms", about=_ABOUT, version=__version__)
+
+
+@router.get("/sysinfo", responses=responses(errors.InvalidParameter))
+async def sysinfo(echoBack: Annotated[str, Query(max_length=5000)] = "") -> Sys:
+    """The machine, and `echoBack` back."""
+    return Sys(
+        name="pfms",
+        version=__version__,
+        sysinfo=await asyncio.to_thread(_sysinfo),
+        echoBack=Echo(msg=echoBack),
+    )
+
+
+def _sysinfo() -> SysInfo:
+    memory = psutil.virtual_memory()
+    return SysInfo(
+        system=platform.system(),
+        machine=platform.machine(),
+        uname=list(platform.uname()),
+        platform=platform.platform(),
+        version=platform.version(),
+        availablememory=memory.available,
+        freememory=memory.free,
+        cpucount=os.cpu_count() or 1,
+        loadavg=list(os.getloadavg()),
+        cpu_percent=psutil.cpu_percent(),
+        hostname=socket.gethostname(),
+        inet=_inet(),
+    )
+
+
+def _inet() -> str:
+    """The address that others reach this machine by; connecting a UDP socket sends nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: an address that is nobody's
+            address: str = probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+        return address
+
+
+@health.get("/live")
+async def live() -> Live:
+    """The process answers."""
+    return Live()
+
+
+@health.get("/ready", responses={503: {"description": "what is missing", "model": Ready}})
+async def ready(service: Uses, response: Response) -> Ready:
+    """Whether a run would start now, and else what it waits for."""
+    missing = await service.missing()
+    if missing:
+        response.status_code = 503
+    return Ready(status="not ready" if missing else "ready", missing=missing)

@@ -1,0 +1,153 @@
+"""`pfms serve`: one process, one port, and a stop that lets what runs come to an end."""
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.supervisors import ChangeReload
+
+from pfms.api.app import create_app
+from pfms.errors import StartError
+from pfms.service import Service
+from pfms.settings import Settings, load_settings
+
+log = logging.getLogger(__name__)
+
+_THREADS = 32
+_GOODBYE_SECONDS = 5  # for downloads that go on when everything else has ended
+_QUIET = ("uvicorn.error", "sse_starlette", "alembic", "python_multipart", "httpx")
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal drains the service first, while it still listens.
+
+    uvicorn's own way closes the listeners at once, so that nobody could be told of the drain.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service, listens: Callable[[], None]):
+        super().__init__(config)
+        self._service = service
+        self._listens = listens
+        self._drain: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        if self.started:
+            self._listens()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Only note it: the loop acts."""
+        self._loop.call_soon_threadsafe(self._asked_to_stop)
+
+    def _asked_to_stop(self) -> None:
+        if self._drain is None:
+            self._drain = asyncio.create_task(self._service.drain())
+            self._drain.add_done_callback(lambda _: setattr(self, "should_exit", True))
+        else:
+            self._service.hasten()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        StartError: The port is taken, or the address is none of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        sock = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise StartError(
+                f"Port {port} is taken.",
+                "Use another: pfms serve --port 0 takes a free one (PFMS_PORT sets it).",
+            ) from None
+        reason = (error.strerror or str(error)).partition(" (while attempting")[0]
+        raise StartError(
+            f"Cannot listen on {host} port {port}: {reason}.", "Set PFMS_HOST and PFMS_PORT."
+        ) from None
+    # Connections inherit it. Without it head and body of an answer, two writes, lie 40 ms apart;
+    # asyncio sets it only on sockets whose protocol is spelt out, which Python's are not.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """The base URL of what listens on a socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def set_up_logging() -> None:
+    """Everything to stderr, a line each; what the libraries say only where it matters."""
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def serve(settings: Settings, say: Callable[[str], None]) -> None:
+    """Serve until a signal ends it; `say` gets the one line that names the URL.
+
+    Raises:
+        StartError: The service cannot start.
+    """
+    os.umask(0o002)  # so that others of the group, and a container's random UID, can link and clean
+    set_up_logging()
+    app = create_app(settings)
+    with listen(settings.host, settings.port) as sock:
+        asyncio.run(_serve(app, sock, say))
+
+
+async def _serve(app: FastAPI, sock: socket.socket, say: Callable[[str], None]) -> None:
+    # The default has few threads on a small machine: long work must not keep short work waiting.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "pfms"))
+    service: Service = app.state.service
+    config = uvicorn.Config(
+        app, lifespan="off", log_config=None, timeout_graceful_shutdown=_GOODBYE_SECONDS
+    )
+    await service.start()
+    try:
+        where = f"pfms listens on {url_of(sock)} (device {', '.join(service.devices)})"
+        await Server(config, service, lambda: say(where)).serve(sockets=[sock])
+    finally:
+        await service.stop()
+
+
+def serve_reloading(settings: Settings, folders: list[str]) -> None:
+    """Serve, and start again whenever a source file below `folders` changes: for debugging.
+
+    Raises:
+        StartError: It cannot listen there.
+    """
+    # Each start is a fresh process: the environment is how the settings get there.
+    for name, value in settings.model_dump(mode="json").items():
+        shown = ",".join(value) if isinstance(value, list) else str(value)
+        os.environ[f"PFMS_{name.upper()}"] = shown
+    set_up_logging()
+    config = uvicorn.Config(__name__, reload=True, reload_dirs=folders, log_config=None)
+    with listen(settings.host, settings.port) as sock:
+        ChangeReload(config, target=_serve_this_time, sockets=[sock]).run()
+
+
+def _serve_this_time(sockets: list[socket.socket] | None) -> None:
+    """What the reloader runs, until it sends a signal."""
+    os.umask(0o002)
+    set_up_logging()
+    try:
+        # What runs goes back into the queue at once: a change is to be seen now.
+        app = create_app(load_settings(drain_seconds=0))
+        [sock] = sockets or []
+        asyncio.run(_serve(app, sock, log.info))
+    except StartError as error:
+        log.error(error.line)  # and the reloader waits for a change that mends it
