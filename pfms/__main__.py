@@ -1,0 +1,5 @@
+"""`python -m pfms`."""
+
+from pfms.cli import main
+
+main()

@@ -1,0 +1,176 @@
+"""`pfms jobs`: the runs on a server, and the jobs table of a workspace."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pfms.commands.output import (
+    DEFAULT_SERVER,
+    FAILED,
+    JsonOption,
+    ServerOption,
+    fail,
+    print_json,
+    print_table,
+    server_client,
+)
+
+if TYPE_CHECKING:
+    from pfms.client import Json
+
+app = typer.Typer(
+    help="The jobs of a server: list, show, log, cancel, rm; reindex of a workspace.",
+    no_args_is_help=True,
+)
+
+JobID = Annotated[str, typer.Argument(help="The job's ID", metavar="ID")]
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[State | None, typer.Option(help="Only those in this state")] = None,
+    model: Annotated[str | None, typer.Option(help="Only those of this model")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many")] = 20,
+    server: ServerOption = DEFAULT_SERVER,
+    as_json: JsonOption = False,
+) -> None:
+    """List the jobs, the newest first."""
+    with server_client(server) as client:
+        jobs = client.jobs(state=state, model_id=model, limit=limit)
+    if as_json:
+        print_json({"jobs": jobs})
+    else:
+        print_table(
+            ("ID", "STATE", "MODEL", "SECONDS", "RESULT"),
+            [(j["id"], j["state"], j["model"]["modelID"], _seconds(j), _outcome(j)) for j in jobs],
+        )
+
+
+@app.command()
+def show(job_id: JobID, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
+    """Show what is known of a job."""
+    with server_client(server) as client:
+        job = client.job(job_id)
+    if as_json:
+        print_json(job)
+        return
+    volume = job["volume"]
+    rows = {
+        "job": job["id"],
+        "state": job["state"],
+        "result": _outcome(job),
+        "remedy": job["error"]["remedy"] if job["error"] else "",
+        "model": f"{job['model']['modelID']} (sha256 {job['model']['sha256']})",
+        "volume": f"{' x '.join(map(str, volume['shape']))}, "
+        f"{' x '.join(f'{mm:g}' for mm in volume['spacing'])} mm, {volume['orientation']}",
+        "resultant": job["resultant"],
+        "device": job["device"] or "",
+        "created": job["created_at"],
+        "started": job["started_at"] or "",
+        "ended": job["ended_at"] or "",
+        "seconds": _seconds(job),
+        "command": " ".join(job["command"]),
+        "folder": f"{job['folder']} (in the server's workspace)",
+        "warnings": "; ".join(job["warnings"]),
+    }
+    for name, value in rows.items():
+        if value:
+            typer.echo(f"{name:10} {value}")
+
+
+@app.command()
+def log(
+    job_id: JobID,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends")] = False,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Print what the plugin wrote."""
+    with server_client(server) as client:
+        try:
+            for piece in client.log(job_id, follow):
+                sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.flush()
+        except KeyboardInterrupt:  # of the reader, not of the job
+            return
+
+
+@app.command()
+def cancel(
+    job_id: JobID, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False
+) -> None:
+    """Ask for the end of a job that waits or runs."""
+    with server_client(server) as client:
+        before = client.job(job_id)
+        job = client.cancel(job_id)
+    if as_json:
+        print_json(job)
+    elif before["state"] in ("queued", "running"):
+        typer.echo(f"{job_id} is being cancelled")
+    else:
+        typer.echo(f"{job_id} had ended already: {job['state']}")
+
+
+@app.command()
+def rm(
+    job_ids: Annotated[list[str], typer.Argument(help="IDs of jobs", metavar="ID...")],
+    purge_voxels: Annotated[
+        bool,
+        typer.Option("--purge-voxels", help="Only volumes and weights: record and log stay"),
+    ] = False,
+    server: ServerOption = DEFAULT_SERVER,
+) -> None:
+    """Remove jobs that have ended, with all their files."""
+    with server_client(server) as client:
+        for job_id in job_ids:
+            client.remove_job(job_id, purge_voxels=purge_voxels)
+            typer.echo(f"{job_id} {'has no voxels any more' if purge_voxels else 'is removed'}")
+
+
+@app.command()
+def reindex(
+    workspace: Annotated[
+        Path | None, typer.Option(help="The folder of models and jobs [default: the setting]")
+    ] = None,
+) -> None:
+    """Build the jobs table of a workspace anew from its folders. No server may use it."""
+    from pfms.records import Records
+    from pfms.settings import load_settings
+    from pfms.workspace import Workspace
+
+    place = Workspace(load_settings(workspace=workspace).workspace)
+    if not place.jobs.is_dir():
+        fail(f"{place.root} is no workspace: it has no folder 'jobs'", "Name one: --workspace DIR.")
+    place.open()
+    try:
+        records = Records(place)
+        records.open()
+        count = records.reindex()
+        records.close()
+        unread = len(place.job_ids()) - count
+    finally:
+        place.close()
+    typer.echo(f"jobs in the table of {place.root}: {count}")
+    if unread:
+        fail(
+            f"folders left out, for their job.json is missing or damaged: {unread}",
+            "The lines above name them.",
+            FAILED,
+        )
+
+
+def _seconds(job: "Json") -> str:
+    return "" if job["seconds"] is None else f"{job['seconds']:.1f}"
+
+
+def _outcome(job: "Json") -> str:
+    if job["error"]:
+        return f"{job['error']['code']}: {job['error']['detail']}"
+    if job["segmentation"]:
+        purged = ", voxels purged" if job["purged_at"] else ""
+        return f"spleen {job['segmentation']['spleen_ml']:.1f} ml{purged}"
+    if job["place"] is not None:
+        return f"{job['place']} before it"
+    return str(job["progress"]["stage"])
