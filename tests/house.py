@@ -1,0 +1,113 @@
+"""Where the tests of the warm executor keep plugins, jobs and what they started."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import psutil
+
+from pfms import plugin
+from pfms.executors.base import Executor, PluginExit, PluginRun
+from pfms.executors.warm import WarmExecutor
+from pfms.marks import WORKSPACE_MARK, find_marked
+from pfms.plugin_command import PluginCommand, resolve_command
+
+
+async def until(true: Callable[[], bool]) -> None:
+    with anyio.fail_after(30):
+        while True:
+            if true():
+                return
+            await anyio.sleep(0.01)
+
+
+@dataclass
+class House:
+    """A folder for plugins and jobs, and executors that end with the test."""
+
+    folder: Path
+    mark: str
+    executors: list[Executor] = field(default_factory=list)
+    jobs: int = 0
+
+    def script(self, text: str, name: str = "plugin.py") -> PluginCommand:
+        path = self.folder / name
+        path.write_text(text)
+        return resolve_command(str(path))
+
+    def warm(self, command: PluginCommand, environment: dict[str, str] | None = None) -> Executor:
+        executor = WarmExecutor(
+            command, environment or {}, self.mark, pause_seconds=0.05, poll_seconds=0.01
+        )
+        self.executors.append(executor)
+        return executor
+
+    async def warmed(
+        self, command: PluginCommand, environment: dict[str, str] | None = None
+    ) -> Executor:
+        executor = self.warm(command, environment)
+        await executor.start()
+        return executor
+
+    def call(self, command: PluginCommand, environment: dict[str, str] | None = None) -> PluginRun:
+        """A run in a folder of its own."""
+        self.jobs += 1
+        root = self.folder / f"job-{self.jobs}"
+        root.mkdir()
+        return PluginRun(
+            job=f"{self.mark}-{self.jobs}",
+            root=root,
+            argv=plugin.inference_argv(command.argv, "cpu"),
+            environment=environment or {},
+            log=root / "plugin.log",
+            time_limit=60,
+            grace=0.3,
+        )
+
+    async def run(
+        self,
+        executor: Executor,
+        command: PluginCommand,
+        environment: dict[str, str] | None = None,
+    ) -> tuple[PluginExit, str]:
+        """How a run ends, and its log."""
+        call = self.call(command, environment)
+        end = await executor.run(call, unheard)
+        return end, call.log.read_text()
+
+    def parents(self) -> list[int]:
+        """Parents that are alive and lead a session, which no fork of theirs does in it."""
+        return [
+            marked.pid
+            for marked in find_marked(WORKSPACE_MARK, self.mark)
+            if "warm_parent.py" in " ".join(_command_line(marked.pid))
+            and psutil.Process(marked.pid).ppid() == os.getpid()
+        ]
+
+
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+@asynccontextmanager
+async def a_house(folder: Path) -> AsyncIterator[House]:
+    """One that is empty of processes at its end."""
+    house = House(folder, f"of-{folder.name}")
+    yield house
+    for executor in house.executors:
+        await executor.close()
+    assert find_marked(WORKSPACE_MARK, house.mark) == []
+
+
+async def unheard(group: int) -> None:
+    pass
+
+
+def _command_line(pid: int) -> list[str]:
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []

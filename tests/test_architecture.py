@@ -1,0 +1,233 @@
+"""The shape of the house: what may import what, and what may never be where."""
+
+import ast
+import re
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+import pfms
+from pfms import errors, records
+from pfms.api import problems
+from tests.conftest import ROOT, nifti_bytes, seed_model, start
+
+PFMS = Path(pfms.__file__).parent
+HEAVY = ("torch", "monai", "spleenseg", "matplotlib", "scipy", "skimage", "pandas")
+CHILD_PROGRAMS = {"pfms.weights_child", "pfms.executors.warm_parent", "pfms.executors.warm_plugin"}
+
+# From the roof down: a room imports from its own storey and from those below it.
+STOREYS = (
+    {"pfms.__main__", "pfms.cli", "pfms.commands", "pfms.demo", "pfms.doctor"},
+    {"pfms.server"},
+    {"pfms.api"},
+    {"pfms.service"},
+    {"pfms.archive", "pfms.housekeeping", "pfms.intake", "pfms.recovery", "pfms.runs"},
+    {"pfms.executors.choice"},
+    {"pfms.attempt", "pfms.events"},
+    {"pfms.models", "pfms.records"},
+    {"pfms.weights", "pfms.upload", "pfms.jobqueue", "pfms.job", "pfms.labels", "pfms.nifti"},
+    {"pfms.errors", "pfms.sniff", "pfms.command_script"},
+)
+PURE = ("plugin", "verdict", "command_script", "jobqueue", "errors", "sniff")
+TOUCHES = {"os", "shutil", "subprocess", "socket", "asyncio", "tempfile", "glob", "io", "psutil"}
+
+
+def imports_of(path: Path, *, late: bool) -> set[str]:
+    """What a module imports, in full; with `late` also inside of functions."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    nodes = ast.walk(tree) if late else iter(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return found
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PFMS.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in PFMS.rglob("*.py") if "migrations" not in path.parts}
+
+
+def ours(name: str, *, late: bool) -> set[str]:
+    """The modules of pfms that a module of pfms imports."""
+    return (imports_of(MODULES[name], late=late) & MODULES.keys()) - {name, "pfms"}
+
+
+def storey_of(name: str) -> int | None:
+    """The storey of a room, or of the house that it is in; None where it has none of its own."""
+    for number, rooms in enumerate(STOREYS):
+        if name in rooms or name.rpartition(".")[0] in rooms:
+            return number
+    return None
+
+
+@pytest.mark.parametrize("module", ["pfms.api.app", "pfms.server", "pfms.cli"])
+def test_a_fresh_interpreter_imports_the_service_without_anything_heavy(module: str) -> None:
+    program = f"import {module}, sys; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+
+    assert module in loaded
+    heavy = [name for name in loaded if name.partition(".")[0] in HEAVY]
+    # nibabel looks whether there is a scipy by importing its outermost module: 4 ms.
+    assert [name for name in heavy if not re.match(r"scipy($|\._|\.version$)", name)] == []
+
+
+def test_only_the_child_programs_name_torch_and_the_plugin_in_an_import() -> None:
+    heavy = {
+        name
+        for name, path in MODULES.items()
+        if {each.partition(".")[0] for each in imports_of(path, late=True)} & set(HEAVY)
+    }
+
+    assert heavy <= CHILD_PROGRAMS
+    assert "pfms.weights_child" in heavy
+
+
+def test_no_room_needs_itself_by_any_detour() -> None:
+    graph = {name: ours(name, late=False) for name in MODULES}
+
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES)
+
+
+def test_imports_run_downward_only() -> None:
+    for rooms in STOREYS:
+        for room in rooms:
+            assert room in MODULES
+    upward = [
+        f"{name} imports {other}"
+        for name in MODULES
+        for other in ours(name, late=True)
+        if (own := storey_of(name)) is not None
+        and (its := storey_of(other)) is not None
+        and its < own
+    ]
+
+    assert upward == []
+
+
+def test_what_lies_below_the_service_knows_nothing_of_it_or_of_http() -> None:
+    above = {name for name in MODULES if (number := storey_of(name)) is not None and number <= 4}
+    for name in MODULES.keys() - above:
+        assert ours(name, late=True) & above == set(), name
+        http = {"fastapi", "starlette", "uvicorn"} & imports_of(MODULES[name], late=True)
+        assert http == set(), name
+
+
+def test_the_service_knows_executors_by_their_interface_alone() -> None:
+    kinds = {
+        name
+        for name in MODULES
+        if name.startswith("pfms.executors.") and not name.endswith((".base", ".choice"))
+    }
+    for name in MODULES.keys() - kinds - {"pfms.executors.choice", "pfms.doctor_plugin"}:
+        assert ours(name, late=True) & kinds == set(), name
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_what_is_called_pure_touches_neither_files_nor_processes(name: str) -> None:
+    imported = imports_of(MODULES[f"pfms.{name}"], late=True)
+
+    assert {each.partition(".")[0] for each in imported} & TOUCHES == set()
+    assert "pathlib.Path" not in imported
+
+
+def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
+    def below(kind: type[errors.PfmsError]) -> list[type[errors.PfmsError]]:
+        found = [leaf for sub in kind.__subclasses__() for leaf in below(sub)]
+        return found or [kind]
+
+    # What stops a start never reaches a client.
+    kinds = [kind for kind in below(errors.PfmsError) if kind is not errors.StartError]
+    assert {*kinds, errors.PfmsError} == set(problems.STATUS)
+    codes = [kind.code for kind in problems.STATUS]
+    assert len(set(codes)) == len(codes)
+    for kind in kinds:
+        assert errors.by_code(kind.code) is kind
+        assert kind.title != errors.PfmsError.title, kind
+        assert kind.remedy != errors.PfmsError.remedy, kind
+
+
+def test_the_newest_migration_is_the_one_that_the_records_ask_for() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(PFMS / "migrations"))
+
+    assert ScriptDirectory.from_config(config).get_current_head() == records._HEAD
+
+
+# --- the event loop --------------------------------------------------------------------------
+
+WATCHED = ("-m", "tests.watched_server")
+
+
+def test_no_call_that_blocks_runs_on_the_event_loop(tmp_path: Path) -> None:
+    workspace = tmp_path / "workspace"
+    seed_model(workspace)
+    server = start(workspace, program=WATCHED)
+    volume = nifti_bytes((160, 160, 80), gzipped=False)  # 4 MB, and 30 MB one-hot
+    try:
+        job_id = server.infer(volume).headers["x-pfms-job"]
+        keyed = server.infer(volume, headers={"Idempotency-Key": "k"})
+        assert keyed.status_code == 200, keyed.text
+        other = server.submit(volume, params={"resultant": "logits"})
+        assert server.ended(other)["state"] == "succeeded"
+        tails = ("", "/log", "/result", "/preview.png", "/bundle?voxels=true", "/events")
+        paths = [*(f"/jobs/{job_id}{tail}" for tail in tails), "/jobs", "/sysinfo", "/about"]
+        paths += ["/spleenseg/modelpth", "/spleenseg/modelpth/demo", "/spleenseg/inference/device"]
+        for path in (*paths, f"{server.url}/health/ready"):
+            assert server.http.get(path).status_code == 200, path
+        rerun = server.http.post(f"/jobs/{job_id}/rerun").json()["id"]
+        server.http.post(f"/jobs/{rerun}/cancel")
+        server.ended(rerun)
+        for content in (b"no model", b"no volume"):
+            for path in ("modelpth", "NIfTIinference"):
+                answer = server.http.post(
+                    f"/spleenseg/{path}", params={"modelID": "demo"}, files={"file": content}
+                )
+                assert answer.status_code == 422
+        assert server.http.put("/spleenseg/inference/device/cpu").status_code == 200
+        assert server.http.delete(f"/jobs/{job_id}?purge=voxels").status_code == 204
+        assert server.http.delete(f"/jobs/{job_id}").status_code == 204
+        assert server.http.delete("/spleenseg/modelpth/demo").status_code == 204
+    finally:
+        server.stop()
+
+    said = server.log.read_text().splitlines()
+    assert [line for line in said if line.startswith("BLOCKED")] == []
+
+
+def test_the_watch_over_the_event_loop_sees_what_blocks(tmp_path: Path) -> None:
+    """Else the test above could not fail."""
+    program = f"""
+import asyncio, os, time
+from tests.watched_server import watch
+async def main():
+    await asyncio.to_thread(time.sleep, 0.01)
+    await asyncio.to_thread(open, {str(tmp_path / "thread")!r}, "w")
+    open({str(tmp_path / "loop")!r}, "w")
+    time.sleep(0.01)
+    os.scandir("/")
+    end = time.thread_time() + 0.3
+    while time.thread_time() < end: pass
+watch()
+asyncio.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+
+    seen = [line.split()[1] for line in ended.stderr.splitlines() if line.startswith("BLOCKED")]
+    assert seen[:3] == ["open", "time.sleep(0.01)", "os.scandir"]
+    assert len(seen) == 4
+    assert "s of CPU" in ended.stderr
+    assert str(tmp_path / "thread") not in ended.stderr

@@ -1,0 +1,319 @@
+"""The labels are, voxel by voxel, what the plugin run by hand makes of the same volume.
+
+`BY_HAND` is the bare command line, in the environment of a person's shell. It takes many volumes at
+once, so those of a test's neighbours are made with its own: the import is its longest part.
+"""
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import httpx
+import nibabel as nib
+import numpy as np
+import pytest
+from allpairspy import AllPairs
+from numpy.typing import NDArray
+
+from examples.phantoms import make_phantom
+from pfms.plugin import ONEHOT
+from tests.conftest import ROOT, SHARED_DATA, Server, image_of
+from tests.niftis import nifti
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+DEMO = ROOT / "examples" / "demo_model.pth"
+BY_HAND = Path(sys.executable).with_name("spleenseg")
+Labels = NDArray[np.uint8]
+
+# Where the array's axes point, degrees of tilt, and lean of the third axis.
+ORIENTATIONS = {
+    "RAS": ("RAS", 0.0, 0.0),
+    "LPS": ("LPS", 0.0, 0.0),
+    "PIR": ("PIR", 0.0, 0.0),
+    "oblique": ("LAS", 12.0, 0.0),
+    "sheared": ("RAS", 0.0, 0.25),
+}
+TYPES = ("int16", "uint16", "int32", "float32", "float64", "scaled")
+FORMS = ("nii.gz", "nii", "NIfTI-2", "4-D", "qform-only")
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to write a phantom down."""
+
+    orientation: str
+    dtype: str
+    form: str
+
+    @property
+    def possible(self) -> bool:
+        """A qform is a rotation: it cannot say what a shear is."""
+        return (self.orientation, self.form) != ("sheared", "qform-only")
+
+    def __str__(self) -> str:
+        return f"{self.orientation}-{self.dtype}-{self.form}"
+
+    def file(self) -> bytes:
+        """The whole file, unpacked."""
+        axes, tilt, shear = ORIENTATIONS[self.orientation]
+        phantom = make_phantom(
+            7, (48, 40, 32), (5.0, 5.0, 6.0), axes, tilt, shear, dtype=np.float32
+        )
+        hounsfield = np.asanyarray(phantom.volume.dataobj)
+        fields: dict[str, Any] = {}
+        if self.dtype == "scaled":
+            voxels = np.rint((hounsfield + 1200) / 0.5).astype(np.uint16)
+            fields = {"scl_slope": 0.5, "scl_inter": -1200}
+        elif self.dtype == "uint16":  # as some converters cut what is below water
+            voxels = np.rint(hounsfield.clip(0)).astype(np.uint16)
+        elif self.dtype.startswith("float"):
+            voxels = hounsfield.astype(self.dtype)
+        else:
+            voxels = np.rint(hounsfield).astype(self.dtype)
+        if self.form == "4-D":
+            voxels = voxels[..., np.newaxis]
+        if self.form == "qform-only":
+            fields |= {"sform_code": 0}
+        if self.orientation == "sheared":
+            fields |= {"qform_code": 0}
+        version = 2 if self.form == "NIfTI-2" else 1
+        return nifti(voxels, phantom.volume.affine, version=version, **fields)
+
+
+BATCH = 8  # volumes that are run by hand together
+
+# Eight that hold each orientation, type and form; then what a pairwise choice lacks; then the rest.
+# A run of the plugin takes seconds, so CI gets the first, and `make test-all` every one.
+IN_CI = [
+    Form(list(ORIENTATIONS)[n % 5], TYPES[n % 6], FORMS[(2 * n + n // 5) % 5]) for n in range(8)
+]
+PAIRS = [
+    Form(*each)
+    for each in AllPairs(
+        [list(ORIENTATIONS), list(TYPES), list(FORMS)],
+        filter_func=lambda row: len(row) < 3 or Form(*row).possible,
+        previously_tested=[[form.orientation, form.dtype, form.form] for form in IN_CI],
+    )
+]
+EVERY = [form for each in product(ORIENTATIONS, TYPES, FORMS) if (form := Form(*each)).possible]
+ORDER = list(dict.fromkeys([*IN_CI, *PAIRS, *EVERY]))
+
+
+def run_by_hand(folder: Path, volumes: dict[str, bytes]) -> dict[str, Labels]:
+    """Let a person's command line segment these volumes (files, unpacked), and read its results."""
+    images = folder / "in" / "imagesTs"
+    images.mkdir(parents=True)
+    shutil.copy(DEMO, folder / "in" / "model.pth")
+    for name, content in volumes.items():
+        (images / f"{name}.nii.gz").write_bytes(gzip.compress(content, 1))
+    bare = {k: v for k, v in os.environ.items() if not k.startswith("PFMS_")}
+    ended = subprocess.run(
+        [
+            BY_HAND,
+            *["--mode", "inference", "--device", "cpu", "--useModel", "model.pth", "in", "out"],
+        ],
+        cwd=folder,
+        env={**bare, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0 or "index 20 is out of bounds" in ended.stderr, ended.stderr
+    made = folder / "out" / "inference"
+    return {name: spleen_channel(made / name / f"{name}_seg.nii.gz") for name in volumes}
+
+
+def spleen_channel(onehot: Path) -> Labels:
+    labels: Labels = np.asanyarray(nib.load(onehot).dataobj)[..., 1].astype(np.uint8)
+    return labels
+
+
+def labels_of(content: bytes) -> Labels:
+    image = (
+        nib.Nifti2Image if gzip.decompress(content)[:4] == b"\x1c\x02\0\0" else nib.Nifti1Image
+    ).from_bytes(gzip.decompress(content))
+    assert image.get_data_dtype() == np.uint8
+    labels: Labels = np.asanyarray(image.dataobj)
+    return labels
+
+
+def same_place(content: bytes, sent: bytes) -> None:
+    """The labels' header places them as the volume's places it."""
+    got, was = gzip.decompress(content), sent
+    assert got[:4] == was[:4]
+    version = nib.Nifti2Header if was[:4] == b"\x1c\x02\0\0" else nib.Nifti1Header
+    labels, volume = (version(each[: version.sizeof_hdr]) for each in (got, was))
+    assert labels.get_data_shape() == volume.get_data_shape()[:3]
+    for name in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "xyzt_units"):
+        np.testing.assert_array_equal(labels[name], volume[name], name)
+    for name in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"):
+        np.testing.assert_array_equal(labels[name], volume[name], name)
+    np.testing.assert_array_equal(labels["pixdim"][:4], volume["pixdim"][:4])
+    np.testing.assert_array_equal(labels.get_best_affine(), volume.get_best_affine())
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory: pytest.TempPathFactory) -> "ByHand":
+    return ByHand(tmp_path_factory)
+
+
+class ByHand:
+    """What the plugin makes of each form, in batches."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        self._folders = folders
+        self._made: dict[str, Labels] = {}
+
+    def labels(self, form: Form) -> Labels:
+        if str(form) not in self._made:
+            first = ORDER.index(form) // BATCH * BATCH
+            batch = {str(each): each.file() for each in ORDER[first : first + BATCH]}
+            self._made |= run_by_hand(self._folders.mktemp("by-hand"), batch)
+        return self._made[str(form)]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=[] if form in IN_CI else pytest.mark.every, id=str(form))
+        for form in ORDER
+    ],
+)
+def test_the_labels_are_the_spleen_channel_of_the_plugin_run_by_hand(
+    real_server: Server, by_hand: ByHand, form: Form
+) -> None:
+    sent = form.file()
+    packed = sent if form.form == "nii" else gzip.compress(sent, 1)
+
+    answer = real_server.infer(packed)
+
+    assert answer.status_code == 200, answer.text
+    wanted = by_hand.labels(form)
+    labels = labels_of(answer.content)
+    assert labels.shape == wanted.shape == (48, 40, 32)
+    np.testing.assert_array_equal(labels, wanted)
+    same_place(answer.content, sent)
+    if form.dtype != "uint16":  # which the network has not been shown
+        assert wanted.sum() > 200
+
+
+def test_what_runs_in_ci_has_each_orientation_type_and_form() -> None:
+    assert {form.orientation for form in IN_CI} == set(ORIENTATIONS)
+    assert {form.dtype for form in IN_CI} == set(TYPES)
+    assert {form.form for form in IN_CI} == set(FORMS)
+    assert all(form.possible for form in IN_CI)
+    assert sorted(map(str, ORDER)) == sorted(map(str, EVERY))
+
+
+PHANTOM: bytes = make_phantom(3, (48, 40, 32), (5.0, 5.0, 6.0)).volume.to_bytes()
+
+
+@pytest.fixture(scope="module")
+def segmented(real_server: Server) -> httpx.Response:
+    """The answer to `PHANTOM`."""
+    answer: httpx.Response = real_server.infer(PHANTOM)
+    assert answer.status_code == 200, answer.text
+    assert labels_of(answer.content).any()
+    return answer
+
+
+def test_a_volume_without_a_spleen_gives_an_empty_mask(real_server: Server) -> None:
+    air = nifti(np.full((40, 40, 30), -1000, np.int16), np.diag([3, 3, 3, 1]))
+
+    answer = real_server.infer(air)
+
+    assert answer.status_code == 200, answer.text
+    assert not labels_of(answer.content).any()
+    job = real_server.job(answer.headers["x-pfms-job"])
+    assert (job["state"], job["segmentation"]["spleen_voxels"]) == ("succeeded", 0)
+
+
+def test_fewer_than_21_slices_succeed_with_a_warning_and_the_right_labels(
+    real_server: Server, tmp_path: Path
+) -> None:
+    thin = make_phantom(3, (48, 40, 20), (5.0, 5.0, 9.0)).volume.to_bytes()
+
+    answer = real_server.infer(thin)
+
+    assert answer.status_code == 200, answer.text
+    assert "fewer than 21 slices" in answer.headers["x-pfms-warning"]
+    assert real_server.job(answer.headers["x-pfms-job"])["warnings"]
+    labels = labels_of(answer.content)
+    assert labels.any()
+    np.testing.assert_array_equal(labels, run_by_hand(tmp_path, {"thin": thin})["thin"])
+
+
+def test_command_sh_in_a_copy_of_the_folder_gives_the_same_voxels(
+    real_server: Server, segmented: httpx.Response, tmp_path: Path
+) -> None:
+    folder = real_server.workspace / "jobs" / segmented.headers["x-pfms-job"]
+    copy = tmp_path / "a copy elsewhere"
+    shutil.copytree(folder, copy)
+    for gone in ("output", "result"):
+        shutil.rmtree(copy / gone)
+
+    subprocess.run([copy / "command.sh", "again"], cwd=tmp_path, check=True, capture_output=True)
+
+    again = spleen_channel(tmp_path / "again" / ONEHOT.removeprefix("output/"))
+    np.testing.assert_array_equal(again, labels_of(segmented.content))
+
+
+WRAPS = """
+import sys, torch
+state = torch.load(sys.argv[1], weights_only=True)
+state = {"module." + name: value.half() if value.is_floating_point() else value
+         for name, value in state.items()}
+torch.serialization.register_package(1, lambda storage: "cuda:0", lambda storage, at: None)
+torch.save({"epoch": 7, "state_dict": state}, sys.argv[2])
+"""
+
+
+def test_weights_wrapped_halved_and_saved_on_a_gpu_segment_as_the_plain_ones(
+    real_server: Server, segmented: httpx.Response, tmp_path: Path
+) -> None:
+    wrapped = tmp_path / "wrapped.pth"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WRAPS, DEMO, wrapped], check=True)
+    with wrapped.open("rb") as file:
+        stored = real_server.http.post(
+            "/spleenseg/modelpth", params={"modelID": "wrapped"}, files={"file": file}, timeout=120
+        )
+    assert stored.status_code == 200, stored.text
+
+    answer = real_server.infer(PHANTOM, "wrapped")
+
+    assert answer.status_code == 200, answer.text
+    assert answer.content == segmented.content
+
+
+def test_a_run_that_makes_logits_makes_the_same_labels(
+    real_server: Server, segmented: httpx.Response
+) -> None:
+    answer = real_server.infer(PHANTOM, params={"resultant": "logits"})
+
+    assert answer.status_code == 200, answer.text
+    logits = image_of(answer.content)
+    np.testing.assert_array_equal(logits.affine, np.eye(4))
+    assert np.isfinite(logits.get_fdata()).all()
+    job = real_server.job(answer.headers["x-pfms-job"])
+    labels = real_server.http.get(f"/jobs/{job['id']}/result", params={"resultant": "labels"})
+    assert labels.content == segmented.content
+
+
+@pytest.mark.every
+@pytest.mark.skipif(
+    not (SHARED_DATA / "ct_abdomen_3mm.nii.gz").is_file(), reason="there is no ../shared/data"
+)
+def test_a_real_ct_is_segmented_as_by_hand(real_server: Server, tmp_path: Path) -> None:
+    volume = (SHARED_DATA / "ct_abdomen_3mm.nii.gz").read_bytes()
+
+    answer = real_server.infer(volume, timeout=300)
+
+    assert answer.status_code == 200, answer.text
+    wanted = run_by_hand(tmp_path, {"ct": gzip.decompress(volume)})["ct"]
+    np.testing.assert_array_equal(labels_of(answer.content), wanted)
