@@ -1,0 +1,66 @@
+# pfms in an image: any user of group 0 may run it, all that it keeps is on the volume /workspace.
+#
+#   docker build --build-arg UID=$UID -t local/pfms .
+#   docker run --gpus all --shm-size 2g -p 2024:2024 -v pfms:/workspace local/pfms
+#
+# Without a GPU: --build-arg TORCH_INDEX=URL takes torch from there (PyTorch's CPU build is
+# several GB smaller), and no --gpus. CONTRIBUTING.md says how this file is tested without Docker.
+
+FROM python:3.11-slim AS builder
+
+# PID 1 of the image: hands signals on, and reaps what a killed run leaves behind.
+RUN apt-get update && apt-get install -y --no-install-recommends tini
+
+# The same step as `make install`, in the folder where the package will be found later. Only what
+# decides about the libraries is copied here, so that a change of the source does not repeat it.
+ARG TORCH_INDEX=
+ENV PIP_NO_CACHE_DIR=1
+WORKDIR /srv
+COPY pyproject.toml constraints.txt ./
+COPY tools/install.py tools/
+RUN mkdir pfms && touch pfms/__init__.py README.md \
+    && python tools/install.py --venv /opt/venv --extras plugin --torch-index "$TORCH_INDEX"
+
+
+FROM python:3.11-slim
+
+# A random UID has no passwd entry and no home: USER and HOME say what that would have said.
+ENV PATH=/opt/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    USER=pfms \
+    HOME=/home/pfms \
+    MPLCONFIGDIR=/home/pfms/matplotlib \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PFMS_HOST=0.0.0.0 \
+    PFMS_PORT=2024 \
+    PFMS_WORKSPACE=/workspace
+
+COPY --from=builder /usr/bin/tini /usr/bin/
+COPY --from=builder /opt/venv /opt/venv
+# matplotlib looks through the fonts once; here, and not in each new container.
+RUN python -c "import matplotlib.font_manager"
+
+COPY LICENSE /srv/
+COPY examples /srv/examples
+COPY docker/start.sh docker/start-reload.sh docker/healthcheck.py /
+# The package's contents lie at /app, where `-v $PWD/pfms:/app:ro` puts a newer source over them;
+# Python finds them as /srv/pfms, for the environment was installed to look there.
+COPY pfms /app
+RUN ln -s /app /srv/pfms \
+    && mkdir /workspace \
+    && python -m compileall -q /app \
+    && chmod -R a+rX /app /srv \
+    && chmod 755 /start.sh /start-reload.sh \
+    && chmod 644 /healthcheck.py \
+    && chgrp -R 0 /workspace /home/pfms \
+    && chmod -R ug+rwX,o+rX /workspace /home/pfms
+
+ARG UID=1000
+USER ${UID:-1000}:0
+WORKDIR /workspace
+VOLUME /workspace
+EXPOSE 2024
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s \
+    CMD ["python", "-I", "/healthcheck.py"]
+ENTRYPOINT ["tini", "--"]
+CMD ["/start.sh"]

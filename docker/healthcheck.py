@@ -1,0 +1,28 @@
+"""The image's health check: exit code 0 if the server answers, else 1. Only Python is needed.
+
+It asks for life, not readiness: what is unhealthy gets restarted, and a restart cures neither a
+full disk nor a missing GPU, and it would cut short a drain.
+"""
+
+import http.client
+import os
+import sys
+
+SECONDS = 4  # below the check's own time limit
+
+
+def main() -> int:
+    """Ask /health/live where the settings make the server listen."""
+    host = os.environ.get("PFMS_HOST", "127.0.0.1")
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+    port = int(os.environ.get("PFMS_PORT", "2024"))
+    connection = http.client.HTTPConnection(everywhere.get(host, host), port, timeout=SECONDS)
+    try:
+        connection.request("GET", "/health/live")
+        return int(connection.getresponse().status != http.client.OK)
+    except (OSError, http.client.HTTPException):
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
