@@ -1,0 +1,1 @@
+"""Measures what pfms promises: `python -m bench [NAMES] [--quick]`, or `make bench`."""

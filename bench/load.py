@@ -1,0 +1,166 @@
+"""What the benches share: a server to measure, clients that cost little, and its memory."""
+
+import http.client
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+import psutil
+
+from pfms.settings import Settings
+from tests.conftest import ROOT, Server, seed_model, start
+
+MIB = 2**20
+DEMO_MODEL = ROOT / "examples" / "demo_model.pth"
+MODELS = "/api/v1/spleenseg/modelpth"
+INFER = "/api/v1/spleenseg/NIfTIinference?modelID=demo"
+FAKES = Path(__file__).parent / "plugins"
+
+_BOUNDARY = "a-boundary-that-no-volume-holds"
+
+
+@contextmanager
+def serving(workspace: Path, plugin: str | Path = "empty.py", **settings: Any) -> Iterator[Server]:
+    """A server of its own with the model `demo`; the real weights where the plugin is real."""
+    real = plugin == "spleenseg"
+    if not real and not (workspace / "models" / "demo").exists():
+        seed_model(workspace)
+    server = start(workspace, plugin, **settings)
+    try:
+        if real:
+            params = {"modelID": "demo"}
+            with DEMO_MODEL.open("rb") as file:
+                server.http.post(
+                    "/spleenseg/modelpth", params=params, files={"file": file}, timeout=300
+                ).raise_for_status()
+        wait_until_ready(server)
+        yield server
+    finally:
+        server.stop()
+
+
+def wait_until_ready(server: Server, seconds: float = 120) -> None:
+    """Until `/health/ready` has nothing against it."""
+    until = time.monotonic() + seconds
+    while server.http.get(f"{server.url}/health/ready").status_code != 200:
+        if time.monotonic() > until:
+            raise TimeoutError("the server does not get ready")
+        time.sleep(0.05)
+
+
+def executors() -> list[str]:
+    """The executors that this pfms has, of those that are measured."""
+    known = Settings.model_fields["executor"].annotation
+    return [name for name in ("fresh", "warm") if name in getattr(known, "__args__", ())]
+
+
+class Answer(NamedTuple):
+    """What came back, and after how many seconds."""
+
+    status: int
+    body: bytes
+    seconds: float
+
+
+class Caller:
+    """One connection that is kept: on a machine of two cores httpx would measure itself."""
+
+    def __init__(self, url: str) -> None:
+        place = urlsplit(url)
+        self._connection = http.client.HTTPConnection(
+            place.hostname or "", place.port, timeout=1800
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+
+    def get(self, path: str) -> Answer:
+        """GET it."""
+        return self._ask("GET", path, None, {})
+
+    def infer(self, volume: bytes, path: str = INFER, prefer: str = "") -> Answer:
+        """POST a volume."""
+        head, tail = form()
+        return self._ask("POST", path, head + volume + tail, form_headers(prefer))
+
+    def _ask(self, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        started = time.perf_counter()
+        self._connection.request(method, path, body, headers)
+        answer = self._connection.getresponse()
+        content = answer.read()
+        return Answer(answer.status, content, time.perf_counter() - started)
+
+
+def form() -> tuple[bytes, bytes]:
+    """What stands before and after the volume in the body of an upload."""
+    disposition = 'Content-Disposition: form-data; name="file"; filename="volume"'
+    head = f"--{_BOUNDARY}\r\n{disposition}\r\n\r\n"
+    return head.encode(), f"\r\n--{_BOUNDARY}--\r\n".encode()
+
+
+def form_headers(prefer: str = "") -> dict[str, str]:
+    """The headers of an upload."""
+    headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+    return {**headers, "Prefer": prefer} if prefer else headers
+
+
+def expect(status: int, answer: Answer) -> Answer:
+    """The answer, if it is what it has to be."""
+    if answer.status != status:
+        raise AssertionError(f"{answer.status} and not {status}: {answer.body[:500]!r}")
+    return answer
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started."""
+    parent = psutil.Process(pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds now (RSS)."""
+    return _status(pid, "VmRSS")
+
+
+def peak(pid: int) -> int:
+    """The most that it has held since `forget_peak`, bytes."""
+    return _status(pid, "VmHWM")
+
+
+def forget_peak(pid: int) -> None:
+    """Let the peak be what it holds now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def proportional(pid: int) -> int:
+    """Bytes that it holds, of shared pages its share (PSS); nothing if it has just ended."""
+    try:
+        return _field(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
+    except ProcessLookupError:
+        return 0
+
+
+def open_files(pid: int) -> int:
+    """How many descriptors it has open; none if it has just ended."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  (names alone are counted)
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _status(pid: int, name: str) -> int:
+    return _field(Path(f"/proc/{pid}/status"), name)
+
+
+def _field(file: Path, name: str) -> int:
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(name)

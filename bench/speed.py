@@ -1,0 +1,147 @@
+"""One volume by every way in turn: the bare command line, each executor, the network alone."""
+
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+from bench.figures import Figure, Task
+from bench.load import Caller, executors, expect, serving
+from bench.volumes import clinical, content, phantom_3mm, real_ct, there_is_a_real_ct
+from pfms import plugin
+from pfms.labels import labels_checksum
+from pfms.plugin_command import resolve_command
+from pfms.workspace import discard
+from tests.conftest import ROOT, Server
+
+
+@dataclass
+class _Case:
+    """A volume, how often it is sent each way, and the seconds that each took."""
+
+    name: str
+    volume: bytes
+    times: int
+    seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    voxels: dict[str, str] = field(default_factory=dict)
+
+
+def measure(task: Task) -> list[Figure]:
+    """A B C, A B C, ...; every way has to give the same voxels each time."""
+    figures: list[Figure] = []
+    with ExitStack() as stack:
+        servers = {
+            name: stack.enter_context(serving(task.folder / name, "spleenseg", executor=name))
+            for name in executors()
+        }
+        weights = task.folder / executors()[0] / "models" / "demo" / "model.pth"
+        for case in _cases(task):
+            for turn in range(case.times):
+                _bare(case, task.folder / f"bare-{turn}", weights)
+                for name, server in servers.items():
+                    _request(case, name, server)
+                _network(case, task.folder, weights)
+            if len(set(case.voxels.values())) != 1:
+                raise AssertionError(f"{case.name}: the voxels differ: {case.voxels}")
+            figures += _figures(case, list(servers))
+    return figures
+
+
+def _cases(task: Task) -> Iterator[_Case]:
+    """The greatest last. A quick look takes the phantom alone."""
+    yield _Case("phantom", content(phantom_3mm().volume), task.either(3, 1))
+    if task.quick:
+        return
+    if there_is_a_real_ct():
+        yield _Case("real CT", content(real_ct().volume), 5)
+    yield _Case("512x512x100", content(clinical().volume), 3)
+
+
+def _bare(case: _Case, folder: Path, weights: Path) -> None:
+    """As a person would type it, with nothing added to the environment."""
+    volume, model = folder / plugin.VOLUME, folder / plugin.MODEL
+    volume.parent.mkdir(parents=True)
+    volume.write_bytes(case.volume)
+    model.write_bytes(weights.read_bytes())
+    argv = plugin.inference_argv(resolve_command("spleenseg").argv, "cpu")
+    (folder / plugin.OUTPUTDIR).mkdir()
+    with (folder / "log").open("wb") as log:
+        started = time.perf_counter()
+        subprocess.run(argv, cwd=folder, stdout=log, stderr=log, check=True)
+        case.seconds["bare"].append(time.perf_counter() - started)
+    _compare(case, "bare", labels_checksum(folder / plugin.ONEHOT))
+    discard(folder)
+
+
+def _request(case: _Case, way: str, server: Server) -> None:
+    with Caller(server.url) as caller:
+        answer = expect(200, caller.infer(case.volume))
+    case.seconds[way].append(answer.seconds)
+    labels = gzip.decompress(answer.body)
+    _compare(case, way, hashlib.sha256(labels[352:]).hexdigest())
+    job = server.http.get("/jobs", params={"limit": 1}).json()["jobs"][0]
+    if job["executor"] != way:
+        raise AssertionError(f"it ran by {job['executor']} and not by {way}")
+    server.http.delete(f"/jobs/{job['id']}").raise_for_status()
+
+
+def _compare(case: _Case, way: str, voxels: str) -> None:
+    if case.voxels.setdefault(way, voxels) != voxels:
+        raise AssertionError(f"{case.name}: {way} gives other voxels than it did before")
+
+
+def _network(case: _Case, folder: Path, weights: Path) -> None:
+    volume = folder / "alone.nii.gz"
+    volume.write_bytes(case.volume)
+    said = subprocess.run(
+        [sys.executable, "-m", "bench.network_alone", str(volume), str(weights)],
+        cwd=ROOT,
+        env={**os.environ, **plugin.environment()},
+        capture_output=True,  # what MONAI warns of is no news here
+        check=True,
+    ).stdout
+    timed = json.loads(said.splitlines()[-1])
+    case.seconds["network alone"].append(timed["network"])
+    case.seconds["network alone, second pass"].append(timed["again"])
+    case.seconds["sliding window alone"].append(timed["sliding_window"])
+    case.seconds["windows"] = [timed["windows"]]
+
+
+def _figures(case: _Case, ways: list[str]) -> list[Figure]:
+    took = {way: median(seconds) for way, seconds in case.seconds.items()}
+    windows = int(took.pop("windows"))
+    spans = {w: f"{min(s):.1f} to {max(s):.1f} s" for w, s in case.seconds.items()}
+    figures = [
+        Figure(f"{case.name}, {way}", took[way], "s", note=f"{case.times} times, {spans[way]}")
+        for way in took
+    ]
+
+    def ratio(one: str, other: str, at_most: float | None, note: str = "") -> Figure:
+        name = f"{case.name}, {one} against {other}"
+        return Figure(name, took[one] / took[other], "x", at_most=at_most, note=note)
+
+    over = took["fresh"] - 1.05 * took["bare"]
+    figures.append(Figure(f"{case.name}, fresh, above 1.05 x bare", over, "s", at_most=0.5))
+    if "warm" in ways:
+        figures += [
+            ratio("warm", "bare", 0.5, "aim: 0.4"),
+            ratio("warm", "fresh", None),
+            ratio(
+                "warm",
+                "network alone",
+                1.5 if case.name == "real CT" else None,
+                f"{windows} windows" + ("; aim: 1.3" if case.name == "real CT" else ""),
+            ),
+        ]
+    note = f"sha256 of the labels {case.voxels['bare'][:12]}"
+    figures.append(Figure(f"{case.name}, ways with the same voxels", len(case.voxels), note=note))
+    return figures

@@ -1,0 +1,52 @@
+"""Jobs per second, from the upload to the result, with a plugin that writes an empty mask."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+from bench.figures import Figure, Task
+from bench.load import Caller, executors, expect, serving
+from tests.conftest import Server, nifti_bytes
+
+_SLOTS = (1, 2, 4)
+
+
+def measure(task: Task) -> list[Figure]:
+    """Blocking calls by two clients more than there are slots, so that one always waits."""
+    jobs = task.either(200, 30)
+    figures = []
+    for executor in executors():
+        for slots in _SLOTS:
+            folder = task.folder / f"{executor}-{slots}"
+            with serving(folder, "empty.py", executor=executor, jobs_per_device=slots) as server:
+                _run(server, 10, slots + 2)
+                rate = jobs / _run(server, jobs, slots + 2)
+            name = f"{executor}, {slots} slot{'s' * (slots > 1)}"
+            figures.append(Figure(name, rate, "/s", at_least=20, note=f"{jobs} jobs"))
+    return figures
+
+
+def _run(server: Server, jobs: int, clients: int) -> float:
+    """Seconds until all of them have come back."""
+    volume = nifti_bytes()
+    turns: Iterator[int] = iter(range(jobs))
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            with Caller(server.url) as caller:
+                while next(turns, None) is not None:
+                    expect(200, caller.infer(volume))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(clients)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - started
+    if failures:
+        raise failures[0]
+    return seconds
