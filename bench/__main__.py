@@ -74,7 +74,7 @@ def _run(name: str, quick: bool, results: Path, console: Console) -> bool:
     started = time.monotonic()
     before = os.getloadavg()[0]
     if before > len(os.sched_getaffinity(0)):
-        console.print(f"Others use this machine (load {before:.1f}): read these as upper bounds.")
+        console.print(f"Others use this machine (load {before:.1f}): the figures suffer from it.")
     figures: list[Figure] = []
     skipped = failed = None
     folder = Path(tempfile.mkdtemp(prefix=f"pfms-bench-{name}-"))

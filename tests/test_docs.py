@@ -14,8 +14,9 @@ from pfms.cli import app
 from pfms.settings import Settings, load_settings
 from tests.conftest import ROOT, Server
 
-API = (ROOT / "docs" / "api.md").read_text()
-OPERATING = (ROOT / "docs" / "operating.md").read_text()
+DOCS = ROOT / "docs"
+API = (DOCS / "api.md").read_text()
+OPERATING = (DOCS / "operating.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -67,10 +68,10 @@ def test_help_answers(command: list[str]) -> None:
     assert "Usage" in subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("text", [README, API, OPERATING], ids=["README", "api", "operating"])
-def test_links_lead_to_files_that_are_there(text: str) -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS.glob("*.md")], ids=lambda p: p.stem)
+def test_links_lead_to_files_that_are_there(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

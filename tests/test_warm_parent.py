@@ -233,17 +233,26 @@ async def test_with_a_killed_server_its_parent_and_their_runs_end(
 
 
 def test_a_server_is_ready_once_it_is_warm_and_a_dead_parent_costs_a_job_nothing(
-    start_server: StartServer,
+    start_server: StartServer, tmp_path: Path
 ) -> None:
-    server = start_server("slow.py", executor="warm")
+    flag, plugin = tmp_path / "flag", tmp_path / "waits.py"
+    plugin.write_text(
+        f"import os, sys, time\nsys.path.insert(0, {str(PLUGINS)!r})\n"
+        "from common import segment\nprint('waiting', flush=True)\n"
+        f"if os.path.exists({str(flag)!r}): time.sleep(60)\nsegment()"
+    )
+    server = start_server(plugin, executor="warm")
     job_id = server.submit()
     assert server.ended(job_id)["state"] == "succeeded"
     assert server.job(job_id)["executor"] == "warm"
     assert server.http.get(f"{server.url}/health/ready").status_code == 200
 
     (parent,) = (p for p in psutil.Process(server.process.pid).children())
+    flag.touch()
     job_id = server.submit()
-    eventually(lambda: server.job(job_id)["state"] == "running")
+    log = server.workspace / "jobs" / job_id / "plugin.log"
+    eventually(lambda: log.exists() and "waiting" in log.read_text())
+    flag.unlink()
     parent.kill()
     job = server.ended(job_id)
     assert (job["state"], job["attempts"]) == ("succeeded", 2)
@@ -254,7 +263,8 @@ def test_a_warm_server_that_is_killed_leaves_nothing_that_the_next_does_not_end(
 ) -> None:
     server = start_server("hangs.py", executor="warm")
     job_id = server.submit()
-    eventually(lambda: server.job(job_id)["state"] == "running")
+    log = server.workspace / "jobs" / job_id / "plugin.log"
+    eventually(lambda: log.exists() and "hanging" in log.read_text())
     family = psutil.Process(server.process.pid).children(recursive=True)
     assert len(family) == 2
     for process in (psutil.Process(server.process.pid), *family[:1]):

@@ -166,11 +166,12 @@ class WarmExecutor:
             if parent is None:
                 return None
             why = await asyncio.to_thread(parent.outlived)
-            if not why:
+            if not why and not parent.over.done():
                 return parent
             if not parent.over.done():
                 log.info("%s: the plugin is imported anew", why)
                 task = asyncio.create_task(parent.retire())
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
-            self._changed.clear()
+            if parent is self._parent:  # the keeper has not seen it yet
+                self._changed.clear()

@@ -200,7 +200,7 @@ class WarmParent:
                 error_or_none = await asyncio.shield(child.started)
         except TimeoutError:
             log.error("the warm parent does not answer; it is ended")
-            self._process.kill()
+            await self.close(0)
             raise ChildLost(_LOST) from None
         return error_or_none or child
 
