@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -42,6 +43,8 @@ def main() -> int:
         for name in BENCHES:
             print(f"{name:12} {_first_line(name)}")
         return 0
+    # So that no server outlives a bench that is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # Each goes to a folder of its own: a quick look does not replace what was measured.
     results = RESULTS / "quick" if options.quick else RESULTS
     results.mkdir(parents=True, exist_ok=True)

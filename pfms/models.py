@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pfms.errors import InvalidModelID, ModelNotFound
+from pfms.process import to_the_end
 from pfms.upload import full_disk_is_told
 from pfms.weights import CHILD_SECONDS, check_weights
 from pfms.workspace import discard, iso, link_or_copy, sync_folder, utc_now
@@ -148,7 +149,7 @@ class ModelStore:
                 **asdict(found),
             )
         finally:
-            await asyncio.to_thread(discard, weights)
+            await to_the_end(asyncio.to_thread(discard, weights))
 
     def place(
         self,

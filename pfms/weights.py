@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pfms.errors import DiskFull, NotAModel, PfmsError
+from pfms.process import to_the_end
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ async def check_weights(
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            await _listen(child)
+            await to_the_end(_listen(child))
     return _judged(child.returncode, said, complaint)
 
 
