@@ -39,8 +39,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o664) -> None:
-    """Write `content` beside `path`, make it durable, then rename it into place."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    """Write `content` beside `path`, make it durable, then rename it into place.
+
+    One writer at a time. What a crash leaves of one, the next overwrites.
+    """
+    part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
             os.fchmod(file.fileno(), mode)

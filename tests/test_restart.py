@@ -131,6 +131,18 @@ def test_what_was_being_received_is_cleared_at_the_start(start_server: StartServ
     assert list((server.workspace / "uploads").iterdir()) == []
 
 
+def test_a_half_written_record_goes_with_the_next_one(start_server: StartServer) -> None:
+    server = start_server("hangs.py")
+    job_id = submit(server)
+    until(server, job_id, "running")
+    server.stop(signal.SIGKILL)
+    half = server.workspace / "jobs" / job_id / ".job.json.part"
+    half.write_text('{"id": "')
+    server = start_server("ok.py")
+    assert ended(server, job_id)["state"] == "succeeded"
+    assert not half.exists()
+
+
 def test_a_cancel_is_remembered_though_the_server_dies(start_server: StartServer) -> None:
     server = start_server("ignores_term.py", grace_seconds=30)
     job_id = submit(server)
