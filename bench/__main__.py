@@ -32,6 +32,7 @@ BENCHES = (
     "throughput",
     "own_share",
     "soak",
+    "adaptations",
     "speed",
 )
 

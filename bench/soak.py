@@ -1,4 +1,4 @@
-"""Many jobs in a row: memory, descriptors and processes of the server and its warm parent."""
+"""Warm jobs in a row: memory, descriptors and processes of the server and its warm parent."""
 
 import time
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import psutil
 
 from bench.figures import Figure, Skipped, Task
 from bench.load import MIB, Caller, executors, expect, family, open_files, proportional, serving
-from bench.volumes import content, phantom_3mm
+from bench.volumes import content
+from examples.phantoms import make_phantom
 from tests.conftest import Server, nifti_bytes
 
 _REST_SECONDS = 2  # a run's memory is freed while its answer is on the way
@@ -26,18 +27,15 @@ class _Held:
 
 
 def measure(task: Task) -> list[Figure]:
-    """A fake plugin often, the real one a few times; the first jobs are not counted."""
+    """With a fake plugin and with the real one; the first jobs are not counted."""
     if "warm" not in executors():
         raise Skipped("there is no warm executor yet")
     fake = _soak(
         task.folder / "fake", "empty.py", nifti_bytes(), task.either(100, 10), task.either(200, 20)
     )
+    small = make_phantom(7, (48, 40, 32), (5.0, 5.0, 6.0)).volume
     real = _soak(
-        task.folder / "real",
-        "spleenseg",
-        content(phantom_3mm().volume),
-        task.either(2, 1),
-        task.either(6, 1),
+        task.folder / "real", "spleenseg", content(small), task.either(20, 1), task.either(200, 1)
     )
     return [*_grown("fake plugin", *fake), *_grown("real plugin", *real)]
 

@@ -130,6 +130,7 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
     Adaptation("preload", "Modules that a run imports when the plugin itself is imported already."),
     Adaptation("no-workers", "Four processes to load the one image that is in memory already."),
     Adaptation("igzip", "Volumes are packed and unpacked by ISA-L, which is quicker than zlib."),
+    Adaptation("argmax-layout", "torch's argmax is slow where the classes lie apart in memory."),
 )
 
 

@@ -90,6 +90,30 @@ def test_gzip_goes_on_to_know_every_level_and_its_own_errors(tmp_path: Path) -> 
     assert igzip_lib.decompress(files[9], flag=igzip_lib.DECOMP_GZIP) == content
 
 
+ARGMAX = """
+import torch
+from pfms.executors import warm_plugin
+own = torch.argmax
+warm_plugin.argmax_layout()
+assert torch.argmax is not own
+torch.manual_seed(0)
+tensor = torch.randint(3, (2, 5, 4, 3)).float()  # where many are equal
+tensor[0, 0] = torch.nan
+for each in (tensor, tensor.permute(2, 0, 3, 1), tensor[1], tensor[0, 1, 2], tensor.double()):
+    assert torch.equal(torch.argmax(each), own(each))
+    for dim in range(-each.ndim, each.ndim):
+        for keepdim in (False, True):
+            assert torch.equal(torch.argmax(each, dim, keepdim), own(each, dim, keepdim))
+            assert torch.equal(torch.argmax(each, dim=dim), own(each, dim=dim))
+"""
+
+
+@pytest.mark.real
+def test_argmax_finds_the_same_in_the_other_layout() -> None:
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", ARGMAX], env=path, check=True)
+
+
 # --- with the plugin itself ----------------------------------------------------------------------
 
 

@@ -131,10 +131,32 @@ def igzip() -> None:
     library.zlib = types.SimpleNamespace(**{**vars(zlib), **own, "compressobj": compressobj})
 
 
+def argmax_layout() -> None:
+    """Give torch.argmax its tensor with the dimension that it reduces innermost in memory.
+
+    Of a volume's two classes it would otherwise look at one voxel at a time: 3 seconds of a run
+    for 26 million. They are on the CPU whatever the device.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    library: Any = torch
+    own = torch.argmax
+
+    @functools.wraps(own)
+    def argmax(input: Any, dim: int | None = None, *rest: Any, **named: Any) -> Any:
+        if dim is not None and input.ndim > 1 and input.device.type == "cpu":
+            input = input.movedim(dim, -1).contiguous().movedim(-1, dim)
+        return own(input, dim, *rest, **named)
+
+    library.argmax = argmax
+
+
 ADAPTATIONS: dict[str, Callable[[], None]] = {
     "preload": preload,
     "no-workers": no_workers,
     "igzip": igzip,
+    "argmax-layout": argmax_layout,
 }
 
 
