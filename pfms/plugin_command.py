@@ -125,7 +125,8 @@ def _interpreter_of(executable: Path) -> str | None:
 
 def _is_our_own(interpreter: str) -> bool:
     # by folder: python, python3, python3.11 of one environment; two environments may share a file
-    return Path(interpreter).parent == Path(sys.executable).parent
+    own, its = Path(sys.executable).parent, Path(interpreter).parent
+    return its.is_dir() and own.samefile(its)  # one of them may go by a link
 
 
 def _entry_point(name: str) -> importlib.metadata.EntryPoint | None:

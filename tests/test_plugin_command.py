@@ -41,6 +41,17 @@ def test_its_path_is_as_good_as_its_name() -> None:
     assert resolve_command(path) == resolve_command("spleenseg")
 
 
+def test_an_environment_is_our_own_by_whichever_link_one_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "venv"
+    link.symlink_to(Path(sys.executable).parent.parent)
+    monkeypatch.setattr(sys, "executable", str(link / "bin" / "python"))
+    command = resolve_command("spleenseg")
+    assert command.argv == (str(link / "bin" / "spleenseg"),)
+    assert command.kind == "entry-point"
+
+
 def test_a_script_is_run_by_our_own_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "fake plugin.py").touch()
     monkeypatch.chdir(tmp_path)
