@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 
 from pfms.endings import Child, ChildLost, end_marked, end_run, to_the_end
-from pfms.executors.base import OnStart, PluginExit
+from pfms.executors.base import PluginExit
 from pfms.marks import JOB_MARK, WORKSPACE_MARK, Marked, find_marked
 
 __all__ = [
@@ -53,7 +53,6 @@ async def run_in_group(
     log_file: Path,
     time_limit: float,
     grace: float,
-    on_start: OnStart | None = None,
 ) -> PluginExit:
     """Run a program to its end, in a process group of its own.
 
@@ -69,7 +68,6 @@ async def run_in_group(
         log_file: stdout and stderr are appended to it; stdin is empty.
         time_limit: Seconds from the start.
         grace: Seconds between TERM and KILL.
-        on_start: Told the process group's ID; awaited.
 
     Raises:
         asyncio.CancelledError: The task was cancelled.
@@ -82,7 +80,6 @@ async def run_in_group(
         cwd=cwd,
         time_limit=time_limit,
         grace=grace,
-        on_start=on_start,
     )
 
 
@@ -94,7 +91,6 @@ async def run_child(
     cwd: Path,
     time_limit: float,
     grace: float,
-    on_start: OnStart | None = None,
 ) -> PluginExit:
     """What `run_in_group` promises, whoever starts the process.
 
@@ -105,7 +101,6 @@ async def run_child(
         cwd: The working directory, likewise.
         time_limit: Seconds from the start.
         grace: Seconds between TERM and KILL.
-        on_start: Told the process group's ID; awaited.
     """
     started = time.monotonic()
     timed_out, lost = False, ""
@@ -114,8 +109,6 @@ async def run_child(
         process = await to_the_end(spawn)
         if isinstance(process, OSError):
             return _not_started(process, command, cwd, time.monotonic() - started)
-        if on_start is not None:
-            await on_start(process.pid)
         try:
             async with asyncio.timeout(time_limit - (time.monotonic() - started)):
                 await process.wait()

@@ -136,9 +136,7 @@ class Runs:
         if active.stop is None:
             active.plugin = asyncio.create_task(
                 self._executor.run(
-                    attempt.run,
-                    self._on_start,
-                    lambda progress: self._on_progress(active, progress),
+                    attempt.run, lambda progress: self._on_progress(active, progress)
                 )
             )
             await asyncio.wait({active.plugin})
@@ -166,9 +164,6 @@ class Runs:
             active, "succeeded", segmentation=segmentation, warnings=warnings, **fields
         )
         self.remember_seconds(active.job.model.modelID, time.monotonic() - active.started)
-
-    async def _on_start(self, group: int) -> None:
-        log.debug("process group %d runs", group)
 
     async def _stopped(self, active: Active) -> None:
         """The run was ended because someone asked, or because the server stops."""

@@ -75,7 +75,7 @@ class House:
     ) -> tuple[PluginExit, str]:
         """How a run ends, and its log."""
         call = self.call(command, environment)
-        end = await executor.run(call, unheard)
+        end = await executor.run(call)
         return end, call.log.read_text()
 
     def parents(self) -> list[int]:
@@ -100,10 +100,6 @@ async def a_house(folder: Path) -> AsyncIterator[House]:
     for executor in house.executors:
         await executor.close()
     assert find_marked(WORKSPACE_MARK, house.mark) == []
-
-
-async def unheard(group: int) -> None:
-    pass
 
 
 def _command_line(pid: int) -> list[str]:

@@ -23,7 +23,6 @@ from pfms.executors.warm import WarmExecutor
 from pfms.plugin_command import PluginCommand, resolve_command
 from pfms.settings import load_settings
 from tests.conftest import ROOT
-from tests.house import unheard
 
 NAMES = [step.name for step in plugin.ADAPTATIONS]
 real = [pytest.mark.anyio, pytest.mark.real, pytest.mark.timeout(300)]
@@ -137,7 +136,7 @@ def job(folder: Path, command: PluginCommand, **phantom: object) -> PluginRun:
 
 async def outputs(executor: Executor, run: PluginRun) -> dict[str, bytes]:
     """Every volume that the plugin wrote, unpacked, and that it wrote a picture."""
-    end = await executor.run(run, unheard)
+    end = await executor.run(run)
     assert end.code == 0, run.log.read_text()
     written = {
         str(path.relative_to(run.root)): np.asanyarray(nib.load(path).dataobj).tobytes()
@@ -194,7 +193,7 @@ class TestWithThePlugin:
         told: list[Progress] = []
         try:
             run = job(tmp_path / "job", command, shape=(68, 52, 40))
-            await executor.run(run, unheard, told.append)
+            await executor.run(run, told.append)
         finally:
             await executor.close()
         stages = [progress.stage for progress in told]

@@ -5,7 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -49,7 +49,6 @@ class Bench:
 
     make: Callable[[PluginCommand], Executor]
     root: Path
-    groups: list[int] = field(default_factory=list)
 
     @property
     def log(self) -> Path:
@@ -68,10 +67,6 @@ class Bench:
     ) -> PluginExit:
         command = resolve_command(str(PLUGINS / f"{name}.py"))
         executor = self.make(command)
-
-        async def started(group: int) -> None:
-            self.groups.append(group)
-
         await executor.start()
         try:
             run = PluginRun(
@@ -83,7 +78,7 @@ class Bench:
                 time_limit=time_limit,
                 grace=GRACE,
             )
-            return await executor.run(run, started, on_progress)
+            return await executor.run(run, on_progress)
         finally:
             await executor.close()
 
@@ -117,7 +112,6 @@ async def test_a_run_that_ends_well_leaves_its_result_and_code_0(bench: Bench) -
     end = await bench.run("ok")
     assert (end.code, end.signal, end.ended_by) == (0, None, "itself"), bench.log.read_text()
     assert nib.load(bench.onehot).shape == (6, 5, 24, 2)
-    assert len(bench.groups) == 1
 
 
 async def test_the_empty_mask_of_the_quick_plugin_is_valid(bench: Bench) -> None:
@@ -281,26 +275,3 @@ async def test_the_stages_are_told_as_the_run_reaches_them(bench: Bench) -> None
         (bench.root / go_on).touch()
     assert (await task).code == 0, bench.log.read_text()
     assert [progress.stage for progress in told] == list(plugin.STAGES)
-
-
-async def test_an_error_when_told_of_the_start_ends_the_run(bench: Bench) -> None:
-    command = resolve_command(str(PLUGINS / "hangs.py"))
-    executor = bench.make(command)
-
-    async def refuse(group: int) -> None:
-        raise RuntimeError("the record cannot be written")
-
-    await executor.start()
-    run = PluginRun(
-        job=bench.root.name,
-        root=bench.root,
-        argv=plugin.inference_argv(command.argv, "cpu"),
-        environment={},
-        log=bench.log,
-        time_limit=60,
-        grace=GRACE,
-    )
-    with pytest.raises(RuntimeError, match="cannot be written"):
-        await executor.run(run, refuse)
-    assert bench.processes() == []
-    await executor.close()

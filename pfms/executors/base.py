@@ -1,6 +1,6 @@
 """What an executor is: the one way in which `service` runs the plugin, whichever it is."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -64,7 +64,6 @@ class Progress:
     total: int | None = None
 
 
-OnStart = Callable[[int], Awaitable[None]]
 OnProgress = Callable[[Progress], None]
 
 
@@ -79,16 +78,13 @@ class Executor(Protocol):
     def missing(self) -> str | None:
         """What keeps runs waiting now (`warming`), or None when ready."""
 
-    async def run(
-        self, run: PluginRun, on_start: OnStart, on_progress: OnProgress | None = None
-    ) -> PluginExit:
+    async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end.
 
         When this returns or raises, no process of the run is left, whatever it started.
 
         Args:
             run: The call.
-            on_start: Told the process group's ID once it runs; awaited.
             on_progress: Told what the run says of itself, from the event loop.
 
         Returns:

@@ -1,9 +1,7 @@
 """A fresh process a job: the command line as a person would type it."""
 
-import asyncio
-
-from pfms.executors.base import OnProgress, OnStart, PluginExit, PluginRun
-from pfms.executors.stages import Stages, size_of
+from pfms.executors.base import OnProgress, PluginExit, PluginRun
+from pfms.executors.stages import stages_told
 from pfms.process import WORKSPACE_MARK, run_in_group
 
 
@@ -29,22 +27,9 @@ class FreshExecutor:
         """Nothing ever is."""
         return None
 
-    async def run(
-        self, run: PluginRun, on_start: OnStart, on_progress: OnProgress | None = None
-    ) -> PluginExit:
+    async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end, as `Executor` says."""
-        follower: asyncio.Task[None] | None = None
-        old_log = await asyncio.to_thread(size_of, run.log)
-
-        async def started(group: int) -> None:
-            nonlocal follower
-            await on_start(group)
-            if on_progress is not None:
-                follower = asyncio.create_task(
-                    Stages(on_progress).follow(run.log, old_log, self._poll_seconds)
-                )
-
-        try:
+        async with stages_told(run.log, on_progress, self._poll_seconds):
             return await run_in_group(
                 run.argv,
                 job=run.job,
@@ -53,11 +38,7 @@ class FreshExecutor:
                 log_file=run.log,
                 time_limit=run.time_limit,
                 grace=run.grace,
-                on_start=started,
             )
-        finally:
-            if follower is not None:
-                follower.cancel()
 
     async def close(self) -> None:
         """Nothing was started."""

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pfms import plugin
@@ -13,12 +15,33 @@ _OVERLAP = 64  # characters kept, since a line that tells the stage may be cut i
 _ORDER: tuple[str, ...] = plugin.STAGES
 
 
-class Stages:
-    """Passes on what is news.
+@asynccontextmanager
+async def stages_told(
+    log: Path, on_progress: OnProgress | None, poll_seconds: float
+) -> AsyncIterator[OnProgress | None]:
+    """While a run lasts, tell its stages by what its log grows by.
+
+    Gives what else may be told of the run goes through, so that nothing is told twice.
 
     Args:
-        on_progress: Told it.
+        log: Which may not be there yet.
+        on_progress: Told it; None where nobody wants to know.
+        poll_seconds: Between two looks.
     """
+    if on_progress is None:
+        yield None
+        return
+    stages = _Stages(on_progress)
+    offset = await asyncio.to_thread(_size_of, log)
+    follower = asyncio.create_task(stages.follow(log, offset, poll_seconds))
+    try:
+        yield stages.tell
+    finally:
+        follower.cancel()
+
+
+class _Stages:
+    """Passes on what is news."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
@@ -32,13 +55,7 @@ class Stages:
             self._on_progress(progress)
 
     async def follow(self, log: Path, offset: int, poll_seconds: float) -> None:
-        """Tell the stages by what the log grows by, until the last.
-
-        Args:
-            log: Which may not be there yet.
-            offset: Bytes of it that an earlier run wrote.
-            poll_seconds: Between two looks.
-        """
+        """Tell the stages until the last; `offset` bytes of the log are of an earlier run."""
         self.tell(Progress(_ORDER[0]))
         seen = ""
         while self._reached < len(_ORDER) - 1:
@@ -50,8 +67,7 @@ class Stages:
             seen = (seen + text)[-_OVERLAP:]
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file; 0 where there is none."""
+def _size_of(path: Path) -> int:
     try:
         return path.stat().st_size
     except FileNotFoundError:

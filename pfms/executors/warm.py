@@ -10,8 +10,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from pfms import plugin
-from pfms.executors.base import OnProgress, OnStart, PluginExit, PluginRun
-from pfms.executors.stages import Stages, size_of
+from pfms.executors.base import OnProgress, PluginExit, PluginRun
+from pfms.executors.stages import stages_told
 from pfms.executors.warm_link import ParentFailed, WarmParent
 from pfms.plugin_command import PACKAGE, PluginCommand
 from pfms.process import WORKSPACE_MARK, run_child
@@ -84,28 +84,15 @@ class WarmExecutor:
             return None
         return "plugin-broken" if self._why_not else "warming"
 
-    async def run(
-        self, run: PluginRun, on_start: OnStart, on_progress: OnProgress | None = None
-    ) -> PluginExit:
+    async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end, as `Executor` says. Waits for the parent first."""
         begun = time.monotonic()
         parent = await self._ready_parent()
         if parent is None:
             waited = time.monotonic() - begun
             return PluginExit(None, None, waited, "not-started", self._why_not)
-        follower: asyncio.Task[None] | None = None
-        stages = Stages(on_progress) if on_progress is not None else None
-        tell = stages.tell if stages is not None else None
-        old_log = await asyncio.to_thread(size_of, run.log)
         argv = list(run.argv[1:] if self._command.kind == "script" else run.argv)
-
-        async def started(group: int) -> None:
-            nonlocal follower
-            await on_start(group)
-            if stages is not None:
-                follower = asyncio.create_task(stages.follow(run.log, old_log, self._poll_seconds))
-
-        try:
+        async with stages_told(run.log, on_progress, self._poll_seconds) as tell:
             return await run_child(
                 parent.fork(run, argv, {**run.environment, **self._marks}, tell),
                 job=run.job,
@@ -113,11 +100,7 @@ class WarmExecutor:
                 cwd=run.root,
                 time_limit=run.time_limit,
                 grace=run.grace,
-                on_start=started,
             )
-        finally:
-            if follower is not None:
-                follower.cancel()
 
     async def close(self) -> None:
         """End the parent, and with it whatever still runs."""
