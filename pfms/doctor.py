@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from pfms import plugin
 from pfms.doctor_plugin import Check, check_devices, check_plugin, check_weights_child
@@ -26,6 +26,8 @@ Look = Callable[[], Check]
 GIB = 2**30
 SHM_WANTED = GIB
 SHM_TOO_SMALL = 64 << 20  # what a container has if nobody says otherwise; it is not enough
+SOCKET_PATH = 107  # bytes, Linux
+SOCKET_NAME = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # what multiprocessing adds
 
 
 def examine(settings: Settings) -> list[Check]:
@@ -37,6 +39,7 @@ def examine(settings: Settings) -> list[Check]:
             lambda: check_user(host),
             *_of_the_plugin(settings, plugin.environment(host)),
             check_shared_memory,
+            check_temporary_folder,
             lambda: check_workspace(settings.workspace.absolute()),
             lambda: check_disk(settings.workspace.absolute(), settings.min_free_bytes),
             lambda: check_port(settings.host, settings.port),
@@ -104,6 +107,19 @@ def judge_shared_memory(total: int, free: int) -> Check:
     if free < SHM_WANTED:
         return Check("shared memory", "warn", f"{detail}: large volumes need more", remedy)
     return Check("shared memory", "ok", detail)
+
+
+def check_temporary_folder(folder: Path | None = None) -> Check:
+    """The plugin's DataLoader workers have sockets in it; where they can't, a run hangs."""
+    folder = folder or Path(gettempdir())
+    if folder == Path.cwd():  # what Python takes when it finds no other
+        detail = "neither TMPDIR nor /tmp can be written"
+    elif len(bytes(folder)) + SOCKET_NAME > SOCKET_PATH:
+        detail = f"{folder} is too long a path for sockets in it"
+    else:
+        return Check("temporary folder", "ok", str(folder))
+    remedy = "Mount a tmpfs at /tmp, or set TMPDIR to a folder with a short path."
+    return Check("temporary folder", "warn", f"{detail}: fresh runs will hang", remedy)
 
 
 def check_workspace(root: Path) -> Check:

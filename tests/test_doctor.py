@@ -13,6 +13,7 @@ from pfms.doctor import (
     check_disk,
     check_port,
     check_shared_memory,
+    check_temporary_folder,
     check_user,
     check_workspace,
     judge_shared_memory,
@@ -86,6 +87,18 @@ def test_shared_memory_is_judged_by_what_is_free(total: int, free: int, status: 
 
 def test_a_machine_without_shared_memory_is_warned_of(tmp_path: Path) -> None:
     assert check_shared_memory(tmp_path / "none").status == "warn"
+
+
+def test_a_temporary_folder_where_no_socket_can_be_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert check_temporary_folder(Path("/tmp")).status == "ok"
+    assert "too long" in check_temporary_folder(Path("/tmp", "x" * 80)).detail
+    monkeypatch.chdir(tmp_path)
+    check = check_temporary_folder(tmp_path)
+    assert check.status == "warn"
+    assert "TMPDIR" in check.detail
+    assert "TMPDIR" in check.remedy
 
 
 def test_a_user_without_name_or_home_is_warned_of() -> None:
