@@ -239,12 +239,17 @@ def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server with the real plugin and the demo model."""
-    workspace = tmp_path_factory.mktemp("real-server") / "workspace"
-    one = start(workspace, "spleenseg", executor="warm")
+    one = start_real(tmp_path_factory.mktemp("real-server") / "workspace", "warm")
+    yield one
+    one.stop()
+
+
+def start_real(workspace: Path, executor: str) -> Server:
+    """Start a server with the real plugin and the demo model."""
+    one = start(workspace, "spleenseg", executor=executor)
     with (ROOT / "examples" / "demo_model.pth").open("rb") as file:
         answer = one.http.post(
             "/spleenseg/modelpth/", params={"modelID": "demo"}, files={"file": file}, timeout=120
         )
     assert answer.status_code == 200, answer.text
-    yield one
-    one.stop()
+    return one

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from examples.phantoms import make_phantom
 from pfms.plugin import ONEHOT
-from tests.conftest import ROOT, SHARED_DATA, Server, image_of
+from tests.conftest import ROOT, SHARED_DATA, Server, image_of, start_real
 from tests.niftis import nifti
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -90,20 +91,20 @@ class Form:
 BATCH = 8  # volumes that are run by hand together
 
 # Eight that hold each orientation, type and form; then what a pairwise choice lacks; then the rest.
-# A run of the plugin takes seconds, so CI gets the first, and `make test-all` every one.
-IN_CI = [
-    Form(list(ORIENTATIONS)[n % 5], TYPES[n % 6], FORMS[(2 * n + n // 5) % 5]) for n in range(8)
-]
+# CI runs the first by both executors and the second by the warm one, `make test-all` every one by
+# both.
+FEW = [Form(list(ORIENTATIONS)[n % 5], TYPES[n % 6], FORMS[(2 * n + n // 5) % 5]) for n in range(8)]
 PAIRS = [
     Form(*each)
     for each in AllPairs(
         [list(ORIENTATIONS), list(TYPES), list(FORMS)],
         filter_func=lambda row: len(row) < 3 or Form(*row).possible,
-        previously_tested=[[form.orientation, form.dtype, form.form] for form in IN_CI],
+        previously_tested=[[form.orientation, form.dtype, form.form] for form in FEW],
     )
 ]
 EVERY = [form for each in product(ORIENTATIONS, TYPES, FORMS) if (form := Form(*each)).possible]
-ORDER = list(dict.fromkeys([*IN_CI, *PAIRS, *EVERY]))
+ORDER = list(dict.fromkeys([*FEW, *PAIRS, *EVERY]))
+IN_CI = {"warm": [*FEW, *PAIRS], "fresh": FEW}
 
 
 def run_by_hand(folder: Path, volumes: dict[str, bytes]) -> dict[str, Labels]:
@@ -178,22 +179,39 @@ class ByHand:
         return self._made[str(form)]
 
 
+@pytest.fixture(scope="module")
+def servers(
+    real_server: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Server]]:
+    """One of each executor."""
+    fresh = start_real(tmp_path_factory.mktemp("fresh-server") / "workspace", "fresh")
+    yield {"warm": real_server, "fresh": fresh}
+    fresh.stop()
+
+
 @pytest.mark.parametrize(
-    "form",
+    ("form", "executor"),
     [
-        pytest.param(form, marks=[] if form in IN_CI else pytest.mark.every, id=str(form))
+        pytest.param(
+            form,
+            executor,
+            marks=[] if form in in_ci else pytest.mark.every,
+            id=f"{form}-{executor}",
+        )
+        for executor, in_ci in IN_CI.items()
         for form in ORDER
     ],
 )
 def test_the_labels_are_the_spleen_channel_of_the_plugin_run_by_hand(
-    real_server: Server, by_hand: ByHand, form: Form
+    servers: dict[str, Server], by_hand: ByHand, form: Form, executor: str
 ) -> None:
     sent = form.file()
     packed = sent if form.form == "nii" else gzip.compress(sent, 1)
 
-    answer = real_server.infer(packed)
+    answer = servers[executor].infer(packed)
 
     assert answer.status_code == 200, answer.text
+    assert servers[executor].job(answer.headers["x-pfms-job"])["executor"] == executor
     wanted = by_hand.labels(form)
     labels = labels_of(answer.content)
     assert labels.shape == wanted.shape == (48, 40, 32)
@@ -204,10 +222,10 @@ def test_the_labels_are_the_spleen_channel_of_the_plugin_run_by_hand(
 
 
 def test_what_runs_in_ci_has_each_orientation_type_and_form() -> None:
-    assert {form.orientation for form in IN_CI} == set(ORIENTATIONS)
-    assert {form.dtype for form in IN_CI} == set(TYPES)
-    assert {form.form for form in IN_CI} == set(FORMS)
-    assert all(form.possible for form in IN_CI)
+    assert {form.orientation for form in FEW} == set(ORIENTATIONS)
+    assert {form.dtype for form in FEW} == set(TYPES)
+    assert {form.form for form in FEW} == set(FORMS)
+    assert all(form.possible for form in FEW)
     assert sorted(map(str, ORDER)) == sorted(map(str, EVERY))
 
 
