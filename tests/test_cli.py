@@ -7,12 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.command import COMMAND, environment, finish, pfms, running
 from tests.conftest import ROOT, Server, StartServer, eventually, nifti_bytes
+from tests.small_server import Answers, small_server
 
 HEAVY = ("torch", "numpy", "nibabel", "fastapi", "uvicorn", "pydantic", "sqlalchemy", "httpx")
 NOWHERE = "http://127.0.0.1:1"
@@ -213,6 +215,28 @@ def test_ctrl_c_cancels_the_run_and_says_so(start_server: StartServer, folder: P
     job_id = server.job_folders()[0].name
     assert f"job {job_id} is cancelled" in err
     assert server.ended(job_id)["state"] == "cancelled"
+
+
+def test_ctrl_c_before_the_answer_says_what_may_be(folder: Path) -> None:
+    looks, go_on = threading.Event(), threading.Event()
+
+    def answer(request: Answers) -> None:
+        if request.command == "GET":
+            request.say(b"{}", 404)
+            return
+        request.skip_body()
+        looks.set()
+        go_on.wait(30)
+
+    with small_server(answer) as url:
+        line = ["infer", "CT.nii.gz", "--model", "demo"]
+        with running(*line, cwd=folder, server=url) as process:
+            assert looks.wait(30)
+            process.send_signal(signal.SIGINT)
+            _, err = finish(process, 130)
+        go_on.set()
+    assert "interrupted while the server looked" in err
+    assert "pfms jobs list" in err
 
 
 # --- models --------------------------------------------------------------------------------

@@ -82,8 +82,11 @@ def _cancelled(client: "PfmsClient", last: "Update | None") -> tuple[str, str]:
     """Cancel what was started; what to say of it."""
     from pfms.client import ClientError
 
+    if last is not None and last.stage == "checking":
+        remedy = "If it was accepted, `pfms jobs list` shows it."
+        return "interrupted while the server looked at the volume", remedy
     if last is None or last.job is None:
-        return "interrupted before the volume was accepted", "Nothing runs."
+        return "interrupted before the volume was there", "Nothing runs."
     try:
         state = client.cancel(last.job)["state"]
     except ClientError as error:
