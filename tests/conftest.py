@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import nibabel as nib
 import numpy as np
@@ -70,6 +71,13 @@ def eventually(holds: Callable[[], object], seconds: float = 30) -> None:
     while not holds():
         assert time.monotonic() < until, "it never came to hold"
         time.sleep(0.01)
+
+
+async def until(holds: Callable[[], object], seconds: float = 30) -> None:
+    """`eventually`, where others run on the same loop meanwhile."""
+    with anyio.fail_after(seconds):
+        while not holds():  # noqa: ASYNC110 (of another process, which sets no event here)
+            await anyio.sleep(0.01)
 
 
 def seed_model(workspace: Path, model_id: str = "demo", content: bytes = b"weights") -> None:

@@ -1,12 +1,11 @@
 """Where the tests of the warm executor keep plugins, jobs and what they started."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import anyio
 import psutil
 
 from pfms import plugin
@@ -14,14 +13,6 @@ from pfms.executors.base import Executor, PluginExit, PluginRun
 from pfms.executors.warm import WarmExecutor
 from pfms.marks import WORKSPACE_MARK, find_marked
 from pfms.plugin_command import PluginCommand, resolve_command
-
-
-async def until(true: Callable[[], bool]) -> None:
-    with anyio.fail_after(30):
-        while True:
-            if true():
-                return
-            await anyio.sleep(0.01)
 
 
 @dataclass

@@ -17,6 +17,7 @@ import pytest
 
 from pfms.errors import DiskFull, InvalidModelID, NotAModel, PfmsError
 from pfms.models import ModelStore
+from tests.conftest import until
 
 # Stand-ins for `PYTHON weights_child.py UPLOAD TARGET`: sys.argv[1:] is what follows PYTHON.
 TAKES_ALL = """
@@ -170,14 +171,6 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
-async def wait_until(holds: Callable[[], bool]) -> None:
-    with anyio.fail_after(30):
-        while True:
-            if holds():
-                return
-            await anyio.sleep(0.01)
-
-
 @pytest.mark.anyio
 async def test_a_child_that_hangs_is_ended_with_all_it_started_at_the_time_limit(
     store_with: Callable[..., ModelStore], uploads: Path
@@ -187,7 +180,7 @@ async def test_a_child_that_hangs_is_ended_with_all_it_started_at_the_time_limit
     with pytest.raises(NotAModel, match=r"more than 0\.5 seconds"):
         await store.admit("m", upload_of(uploads), "f" * 64)
 
-    await wait_until(lambda: not processes_of(uploads))
+    await until(lambda: not processes_of(uploads))
     assert store.names() == []
     assert not [name for name in files_in(uploads) if name.endswith(".part")]
 
@@ -199,11 +192,11 @@ async def test_when_the_client_goes_the_child_goes_and_the_next_upload_is_served
     store = store_with(HANGS)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(store.admit, "m", upload_of(uploads), "f" * 64)
-        await wait_until(lambda: "upload.started" in files_in(uploads))
+        await until(lambda: "upload.started" in files_in(uploads))
         assert len(processes_of(uploads)) == 2
         tasks.cancel_scope.cancel()
 
-    await wait_until(lambda: not processes_of(uploads))
+    await until(lambda: not processes_of(uploads))
     assert files_in(uploads) == ["upload", "upload.started"]
     store_with(TAKES_ALL)  # the same script, and so the same store, from now on
     assert (await store.admit("m", upload_of(uploads), "f" * 64)).model_id == "m"

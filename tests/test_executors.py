@@ -20,6 +20,7 @@ from pfms.executors.base import Executor, OnProgress, PluginExit, PluginRun, Pro
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
 from pfms.plugin_command import PluginCommand, resolve_command
+from tests.conftest import until
 
 PLUGINS = Path(__file__).parent / "plugins"
 GRACE = 0.3
@@ -33,14 +34,6 @@ EXECUTORS: dict[str, Callable[[PluginCommand], Executor]] = {
 }
 
 pytestmark = pytest.mark.anyio
-
-
-async def until(true: Callable[[], bool]) -> None:
-    with anyio.fail_after(30):
-        while True:
-            if true():
-                return
-            await anyio.sleep(0.01)
 
 
 @dataclass

@@ -16,6 +16,7 @@ import pytest
 
 from pfms import process
 from pfms.executors.base import PluginExit
+from tests.conftest import until
 
 PLUGINS = Path(__file__).parent / "plugins"
 MARK = "PFMS_TEST_MARK"
@@ -43,14 +44,6 @@ async def run(
         time_limit=time_limit,
         grace=grace,
     )
-
-
-async def until(true: Callable[[], bool]) -> None:
-    with anyio.fail_after(30):
-        while True:
-            if true():
-                return
-            await anyio.sleep(0.01)
 
 
 async def sleeper(mark: str, *, own_session: bool) -> asyncio.subprocess.Process:

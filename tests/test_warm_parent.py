@@ -19,8 +19,8 @@ from pfms.executors.warm import WarmExecutor
 from pfms.marks import JOB_MARK, WORKSPACE_MARK, find_marked
 from pfms.plugin_command import PluginCommand, resolve_command
 from pfms.settings import load_settings
-from tests.conftest import PLUGINS, ROOT, StartServer, eventually
-from tests.house import House, a_house, lives, until
+from tests.conftest import PLUGINS, ROOT, StartServer, eventually, until
+from tests.house import House, a_house, lives
 
 pytestmark = pytest.mark.anyio
 
