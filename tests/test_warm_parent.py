@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -121,6 +122,105 @@ async def test_a_plugin_that_does_not_start_fails_runs_with_its_cause_until_it_i
     (house.folder / "not_there_yet.py").write_text("def main():\n    print('mended')")
     await until(lambda: executor.missing() is None)
     assert (await house.run(executor, command))[1] == "mended\n"
+
+
+async def test_a_plugin_that_was_broken_for_long_is_taken_up_again(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    python, script = house.folder / "python", house.folder / "plugin.py"
+    script.write_text("print('mended')")
+    command = PluginCommand((str(python), str(script)), str(python), "script")
+    executor = WarmExecutor(command, {}, house.mark, pause_seconds=0)
+    house.executors.append(executor)
+    await executor.start()
+    await until(lambda: len(caplog.records) > 1100)  # 2**1024 would be no float any more
+    assert executor.missing() == "plugin-broken"
+
+    python.symlink_to(sys.executable)
+    await until(lambda: executor.missing() is None)
+    assert (await house.run(executor, command))[1] == "mended\n"
+
+
+async def test_what_goes_wrong_within_the_executor_itself_is_tried_again(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = house.script("print('ran')")
+    executor = house.warm(command)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds(), limit[1]))
+    try:
+        starting = asyncio.create_task(executor.start())
+        await until(lambda: "Too many open files" in caplog.text)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    await starting
+    assert (await house.run(executor, command))[1] == "ran\n"
+
+
+async def test_a_run_whose_parent_dies_while_it_forks_does_not_go_on(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (house.folder / "slow_to_fork.py").write_text(
+        "import os, pathlib, time\n"
+        "def in_child():\n    pathlib.Path('forked').touch(); time.sleep(1)\n"
+        "os.register_at_fork(after_in_child=in_child)\n"
+        f"os.chdir({str(house.folder)!r})\n"
+        "def main():\n    print('it went on')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(house.folder))
+    command = entry_point("slow_to_fork:main")
+    executor = await house.warmed(command)
+    (parent,) = house.parents()
+    call = house.call(command)
+    running = asyncio.create_task(executor.run(call))
+    await until((house.folder / "forked").exists)
+    (child,) = psutil.Process(parent).children()
+    os.kill(parent, signal.SIGKILL)
+    assert (await running).ended_by == "executor"
+    await until(lambda: not lives(child))
+    assert call.log.read_text() == ""
+
+
+async def test_what_an_import_of_the_plugin_starts_does_not_end_the_parent(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (house.folder / "starts_another.py").write_text(
+        "import subprocess\nsubprocess.Popen(['true'])\ndef main(): print('ran')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(house.folder))
+    command = entry_point("starts_another:main")
+    executor = await house.warmed(command)
+    parents = house.parents()
+    for _ in range(2):
+        assert (await house.run(executor, command))[1] == "ran\n"
+    assert house.parents() == parents
+
+
+async def test_what_changes_during_the_import_is_imported_anew(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = house.folder / "spleenseg"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    module = package / "spleenseg.py"
+    module.write_text(
+        "import pathlib, time\npathlib.Path(__file__).with_name('reads').touch()\n"
+        "time.sleep(0.5)\ndef main(): print('old')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(house.folder))
+    command = entry_point("spleenseg.spleenseg:main")
+    executor = house.warm(command)
+    starting = asyncio.create_task(executor.start())
+    await until((package / "reads").exists)
+    module.write_text("def main(): print('new')")
+    await starting
+    parents = house.parents()
+    assert (await house.run(executor, command))[1] == "new\n"
+    await until(lambda: len(house.parents()) == 1)
+    assert house.parents() != parents
+    now = house.parents()
+    assert (await house.run(executor, command))[1] == "new\n"
+    assert house.parents() == now
 
 
 @pytest.mark.parametrize("text", ["import os; os._exit(5)", "import sys; sys.exit('no')"])

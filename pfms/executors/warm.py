@@ -123,9 +123,10 @@ class WarmExecutor:
                 parent = await WarmParent.start(
                     self._command.interpreter, self._environment, self._order, _START_SECONDS
                 )
-            except ParentFailed as error:
+            except Exception as error:  # whatever it is, the keeper goes on
                 failures += 1
-                log.error("the plugin does not start: %s", error)
+                known = isinstance(error, ParentFailed)
+                log.error("the plugin does not start: %s", error, exc_info=not known)
                 if failures >= _PATIENCE:
                     self._why_not = f"The plugin does not start: {error}"
                     self._changed.set()
@@ -139,7 +140,8 @@ class WarmExecutor:
                 if not parent.gone.done():  # it is retired: its runs go on, ours wait
                     continue
                 log.error("the process that held the plugin ready has died; another is started")
-            await asyncio.sleep(min(self._pause_seconds * 2**failures, _LONGEST_PAUSE))
+            pause = self._pause_seconds * 2 ** min(failures, 10)
+            await asyncio.sleep(min(pause, _LONGEST_PAUSE))
 
     async def _ready_parent(self) -> WarmParent | None:
         """One that fits the plugin as it is installed now; None where it cannot be had."""

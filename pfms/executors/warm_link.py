@@ -107,7 +107,7 @@ class WarmParent:
         Raises:
             ParentFailed: It did not come up, or not in time.
         """
-        begun = time.monotonic()
+        begun = time.time()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         whole = child_environment({**environment, JOB_MARK: _BLANK_MARK})
@@ -131,16 +131,14 @@ class WarmParent:
             theirs.close()
         parent = cls(process, ours, whole)
         try:
-            await parent._greet(order, seconds)
+            await parent._greet(order, seconds, begun)
         except BaseException:
             await parent.close(0)
             raise
-        log.info(
-            "the plugin is warm: %.1f s, %d MB", time.monotonic() - begun, parent._memory >> 20
-        )
+        log.info("the plugin is warm: %.1f s, %d MB", time.time() - begun, parent._memory >> 20)
         return parent
 
-    async def _greet(self, order: Mapping[str, Any], seconds: float) -> None:
+    async def _greet(self, order: Mapping[str, Any], seconds: float, begun: float) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionError):
             self._sock.send(json.dumps(order).encode())
         try:
@@ -150,7 +148,10 @@ class WarmParent:
             raise ParentFailed(f"the plugin was not imported in {seconds:.0f} seconds") from None
         if "failed" in answer:
             raise ParentFailed(answer["failed"])
-        self._watched = await asyncio.to_thread(_times_of, answer["watch"])
+        times = await asyncio.to_thread(_times_of, answer["watch"])
+        # What changed during the import may have been imported as it was before: not its time then.
+        late = range(int(begun * 1e9), time.time_ns())
+        self._watched = {path: None if at in late else at for path, at in times.items()}
         self._memory = await asyncio.to_thread(self._memory_now)
 
     # --- running -------------------------------------------------------------------------------

@@ -52,11 +52,14 @@ class Link:
         self._sock = sock
         self.fileno = sock.fileno
 
-    def send(self, message: Message, *, wait: bool = True) -> None:
-        """Send it; one that need not `wait` is dropped where there is no room."""
+    def send(self, message: Message, *, wait: bool = True) -> bool:
+        """Send it; whether it went. One that need not `wait` goes only where there is room."""
         flags = 0 if wait else socket.MSG_DONTWAIT
-        with contextlib.suppress(BrokenPipeError, ConnectionError, BlockingIOError):
+        try:
             self._sock.send(json.dumps(message).encode(), flags)
+        except (ConnectionError, BlockingIOError):
+            return False
+        return True
 
     def receive(self) -> tuple[Message | None, int]:
         """The next message and the file descriptor that came with it (else -1); None at the end."""
@@ -142,8 +145,9 @@ class Parent:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if not pid:
                     return
-                run = self._running.pop(pid)
-                self._link.send({"ended": run, "pid": pid, "status": status})
+                run = self._running.pop(pid, None)
+                if run is not None:  # else it is one that an import of the plugin's has started
+                    self._link.send({"ended": run, "pid": pid, "status": status})
 
     def _end_all(self) -> None:
         for number, seconds in ((signal.SIGTERM, self._grace), (signal.SIGKILL, 1.0)):
@@ -202,7 +206,8 @@ class Parent:
             sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cores)))
         sys.argv = order["argv"]
         sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # noqa: PTH120
-        self._link.send({"started": self._run, "pid": os.getpid()})
+        if not self._link.send({"started": self._run, "pid": os.getpid()}):
+            os._exit(1)  # the run is given up already, and may be going on elsewhere
 
     def _tell(self, **progress: Any) -> None:
         self._link.send({"progress": self._run, **progress}, wait=False)
