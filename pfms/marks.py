@@ -12,7 +12,7 @@ from typing import NamedTuple
 import psutil
 
 JOB_MARK = "PFMS_JOB"  # the job's ID, in the environment of each process of its run
-WORKSPACE_MARK = "PFMS_WORKSPACE_MARK"  # a random ID of the workspace, likewise
+WORKSPACE_MARK = "PFMS_WORKSPACE_MARK"  # the ID of the workspace, likewise
 
 
 class Marked(NamedTuple):

@@ -131,23 +131,37 @@ class Workspace:
         self.jobs = self.root / "jobs"
         self._lock: IO[str] | None = None
 
-    def open(self) -> None:
-        """Make the folders, take the lock and clear what an earlier server was receiving.
+    def make(self) -> None:
+        """Make the folders that are not there.
 
         Raises:
-            StartError: It is not writable, or another server holds it.
+            StartError: It is not writable.
         """
         try:
             for folder in (self.uploads, self.models, self.jobs):
                 folder.mkdir(parents=True, exist_ok=True)
                 if not os.access(folder, os.W_OK | os.X_OK):
                     raise PermissionError(13, "Permission denied", str(folder))
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def _not_writable(self, error: OSError) -> StartError:
+        return StartError(
+            f"The workspace {self.root} is not writable: {error.strerror}.",
+            "Set PFMS_WORKSPACE to a folder that this user may write to.",
+        )
+
+    def open(self) -> None:
+        """Make the folders, take the lock and clear what an earlier server was receiving.
+
+        Raises:
+            StartError: It is not writable, or another server holds it.
+        """
+        self.make()
+        try:
             lock = (self.root / "pfms.lock").open("a+")
         except OSError as error:
-            raise StartError(
-                f"The workspace {self.root} is not writable: {error.strerror}.",
-                "Set PFMS_WORKSPACE to a folder that this user may write to.",
-            ) from None
+            raise self._not_writable(error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -173,8 +187,13 @@ class Workspace:
 
     @property
     def mark(self) -> str:
-        """What every process of this workspace carries in its environment."""
-        return str(self.root)
+        """What every process of this workspace carries in its environment, once it is made.
+
+        Not its path: two containers may see each other's processes, and have their workspaces at
+        the same one.
+        """
+        status = self.root.stat()
+        return f"{status.st_dev:x}-{status.st_ino:x}"
 
     def new_upload(self) -> Path:
         """A fresh path under `uploads/`, on the same file system as all else."""

@@ -16,6 +16,7 @@ import pytest
 from pfms.executors.base import PluginExit
 from pfms.marks import WORKSPACE_MARK, find_marked
 from pfms.verdict import cause_of
+from pfms.workspace import Workspace
 from tests.conftest import ROOT, Server, StartServer, eventually, nifti_bytes, seed_model
 from tests.refused import MODELPTH, check, files_of
 
@@ -193,7 +194,7 @@ def test_an_end_that_cannot_be_recorded_is_recorded_when_there_is_room(
     job_id = server.submit()
     eventually(lambda: "hanging" in server.http.get(f"/jobs/{job_id}/log").text)
     disk.fill()
-    eventually(lambda: not find_marked(WORKSPACE_MARK, str(server.workspace)))
+    eventually(lambda: not find_marked(WORKSPACE_MARK, Workspace(server.workspace).mark))
     for path in ("/jobs", f"/jobs/{job_id}", "/spleenseg/modelpth", "/about"):
         assert server.http.get(path).status_code == 200
     assert server.job(job_id)["state"] == "running"
@@ -210,7 +211,7 @@ def test_a_run_can_be_cancelled_though_the_disk_is_full(begin: Begin, disk: Disk
     for job_id in (running, waiting):
         answer = server.http.post(f"/jobs/{job_id}/cancel", timeout=20)
         assert answer.status_code in (202, 507), answer.text
-    eventually(lambda: not find_marked(WORKSPACE_MARK, str(server.workspace)))
+    eventually(lambda: not find_marked(WORKSPACE_MARK, Workspace(server.workspace).mark))
     disk.make_room()
     for job_id in (running, waiting):
         assert server.ended(job_id)["state"] == "cancelled"

@@ -53,7 +53,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         executor: Instead of the one that the settings name.
 
     Raises:
-        StartError: The plugin's command or a device is not there.
+        StartError: The plugin's command or a device is not there, or the workspace not writable.
     """
     command = resolve_command(settings.plugin_command)
     service = Service(settings, command, executor or make_executor(settings, command))

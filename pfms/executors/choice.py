@@ -15,8 +15,13 @@ log = logging.getLogger(__name__)
 
 
 def make_executor(settings: Settings, command: PluginCommand) -> Executor:
-    """The executor that the settings name, or `fresh` where the plugin cannot be kept warm."""
+    """The executor that the settings name, or `fresh` where the plugin cannot be kept warm.
+
+    Raises:
+        StartError: The workspace, whose mark its processes carry, cannot be made.
+    """
     workspace = Workspace(settings.workspace)
+    workspace.make()
     if settings.executor == "warm":
         why_not = _why_not_warm(command)
         if not why_not:
