@@ -106,6 +106,7 @@ class Job(Record):
     """One run. Times are UTC (ISO 8601); `revision` grows with each change.
 
     `held` says that a plain blocking call waits for it, and that it is cancelled with its client.
+    `attempts` are starts that a stop of the server did not take back.
     `idempotency_key` is kept with the `fingerprint` of the request it stands for.
     """
 

@@ -298,7 +298,9 @@ def _event_data(job: Job) -> dict[str, Any]:
 
 
 def _engine(file: Path) -> sa.Engine:
-    engine = sa.create_engine(f"sqlite:///{file}", connect_args={"check_same_thread": False})
+    # So long may another program, a person's sqlite3, say, hold the table.
+    arguments = {"check_same_thread": False, "timeout": 60}
+    engine = sa.create_engine(f"sqlite:///{file}", connect_args=arguments)
     # SQLite's write-ahead log needs shared memory between processes: a local disk.
     journal = "WAL"
     if storage := network_storage(file):

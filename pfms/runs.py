@@ -33,6 +33,7 @@ T = TypeVar("T")
 _PROGRESS_SECONDS = 0.5  # at most this often is progress within a stage written down
 _FIRST_RUN_SECONDS = 30.0  # what a run is taken to last before any has been seen
 _RETRY_SECONDS = 1.0  # between attempts to record an end on a disk that is full
+_HEARING_SECONDS = 0.2  # in which a stop that our processes have heard of is heard by us too
 
 Stop = Literal["cancelled", "client-gone", "shutdown"]
 _WHY_CANCELLED = {
@@ -122,6 +123,8 @@ class Runs:
         self.queue.release(job_id)
         if not active.job.ended:  # put back
             self.queue.add(job_id, first=True)
+            if self.draining:
+                self._let_go([job_id])
         self.dispatch()
 
     async def _attempt(self, active: Active, slot: Slot) -> None:
@@ -144,10 +147,12 @@ class Runs:
             await self._stopped(active)
             return
         plugin_exit = active.plugin.result()
-        if plugin_exit.ended_by == "executor" and attempts < self._settings.max_attempts:
-            log.warning("job %s: %s; it is run again", active.job.id, plugin_exit.message)
-            await self._requeue(active)
-            return
+        if plugin_exit.ended_by == "executor":
+            await asyncio.sleep(_HEARING_SECONDS)
+            if self.draining or attempts < self._settings.max_attempts:
+                log.warning("job %s: %s; it is run again", active.job.id, plugin_exit.message)
+                await self._stopped(active)
+                return
 
         self._on_progress(active, Progress("saving"))
         fields = {"exit_code": plugin_exit.code, "seconds": round(plugin_exit.seconds, 3)}
@@ -166,7 +171,7 @@ class Runs:
         self.remember_seconds(active.job.model.modelID, time.monotonic() - active.started)
 
     async def _stopped(self, active: Active) -> None:
-        """The run was ended because someone asked, or because the server stops."""
+        """The run was ended because someone asked, or by no fault of its own."""
         if active.stop in _WHY_CANCELLED:
             await self._cancelled(active)
         else:
@@ -185,7 +190,9 @@ class Runs:
         await self._change(active, "failed", error=Cause.of(error), **fields)
 
     async def _requeue(self, active: Active) -> None:
-        await self._change(active, "queued", device=None)
+        # Attempts are counted to give up a run that its server dies of: an orderly stop is none.
+        attempts = active.job.attempts - self.draining
+        await self._change(active, "queued", device=None, attempts=attempts)
         active.plugin = None
         active.progress = None
 
@@ -197,7 +204,8 @@ class Runs:
         """Record a change, then let it be known. Until it is on record, it has not happened.
 
         Raises:
-            DiskFull: There is no room for it, and it is not `patient`: else it waits for room.
+            DiskFull, OSError, OperationalError: It cannot be recorded, and it is not `patient`:
+                else it waits until it can.
         """
         async with active.lock:
             old = active.job

@@ -61,6 +61,7 @@ class Service:
             self.archive, settings.keep_volumes_hours, settings.keep_records_days
         )
         self._executor_starts: asyncio.Task[None] | None = None
+        self._choosing = asyncio.Lock()
 
     async def start(self) -> None:
         """Take the workspace, take up what an earlier server left, and begin.
@@ -188,8 +189,9 @@ class Service:
             chosen = devices.choose(self.settings.devices if wanted == "auto" else wanted, there)
         except StartError as error:
             raise InvalidParameter(error.detail, "Use one of these, or auto.") from None
-        await self._keep_devices(None if wanted == "auto" else ",".join(chosen))
-        self.runs.queue.set_devices(chosen)
+        async with self._choosing:
+            await self._keep_devices(None if wanted == "auto" else ",".join(chosen))
+            self.runs.queue.set_devices(chosen)
         self.runs.dispatch()
         return chosen
 

@@ -1,9 +1,12 @@
 """Nothing is lost, whenever the server dies."""
 
+import contextlib
 import json
+import os
 import random
 import shutil
 import signal
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import psutil
 import pytest
 
 from pfms.process import WORKSPACE_MARK, find_marked
-from tests.conftest import Server, StartServer, nifti_bytes
+from pfms.workspace import Workspace
+from tests.conftest import Server, StartServer, eventually, nifti_bytes
 from tests.test_jobs_api import ended, events_of, show, submit, until
 
 VOLUME = nifti_bytes()
@@ -23,7 +27,7 @@ def processes_of(workspace: Path) -> list[int]:
     """Plugin processes of a workspace that are alive."""
     return [
         marked.pid
-        for marked in find_marked(WORKSPACE_MARK, str(workspace))
+        for marked in find_marked(WORKSPACE_MARK, Workspace(workspace).mark)
         if psutil.pid_exists(marked.pid)
         and psutil.Process(marked.pid).status() != psutil.STATUS_ZOMBIE
     ]
@@ -119,6 +123,61 @@ def test_a_second_signal_stops_at_once(start_server: StartServer) -> None:
     assert server.process.wait(30) == 0
     record = json.loads((server.workspace / "jobs" / job_id / "job.json").read_text())
     assert record["state"] == "queued"
+
+
+def test_only_a_death_of_the_server_counts_as_an_attempt(start_server: StartServer) -> None:
+    server = start_server("hangs.py", max_attempts=2)
+    job_id = submit(server)
+    until(server, job_id, "running")
+    for how in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+        server.stop(how)
+        server = start_server("hangs.py", max_attempts=2)
+        until(server, job_id, "running")
+    assert show(server, job_id)["attempts"] == 2
+    server.stop(signal.SIGKILL)
+    server = start_server("hangs.py", max_attempts=2)
+    assert ended(server, job_id)["error"]["code"] == "interrupted"
+
+
+@pytest.mark.parametrize("executor", ["fresh", "warm"])
+def test_who_stops_all_processes_at_once_loses_no_job_and_waits_for_nothing(
+    start_server: StartServer, executor: str
+) -> None:
+    server = start_server("hangs.py", executor=executor, drain_seconds=600, max_attempts=1)
+    job_id = submit(server)
+    until(server, job_id, "running")
+    eventually(lambda: "hanging" in httpx.get(f"{server.url}/api/v1/jobs/{job_id}/log").text)
+    # As systemd does; the server hears of it last.
+    for pid in [*processes_of(server.workspace), server.process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    assert server.process.wait(20) == 0
+    record = json.loads((server.workspace / "jobs" / job_id / "job.json").read_text())
+    assert (record["state"], record["attempts"], record["error"]) == ("queued", 0, None)
+
+
+def test_a_job_waits_while_another_program_holds_the_table(start_server: StartServer) -> None:
+    server = start_server("staged.py")
+    first, second = submit(server), submit(server)
+    until(server, first, "running")
+    table = sqlite3.connect(server.workspace / "pfms.db", isolation_level=None)
+    table.execute("BEGIN IMMEDIATE")
+    for job_id in (first, second):
+        for name in ("infer", "save", "end"):
+            (server.workspace / "jobs" / job_id / name).touch()
+    time.sleep(6)  # longer than SQLite waits by itself
+    table.execute("ROLLBACK")
+    table.close()
+    for job_id in (first, second):
+        assert ended(server, job_id)["state"] == "succeeded"
+
+
+def test_a_workspace_is_the_same_by_whichever_path_one_comes(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        Workspace(tmp_path / name).make()
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    assert Workspace(tmp_path / "link").mark == Workspace(tmp_path / "one").mark
+    assert Workspace(tmp_path / "other").mark != Workspace(tmp_path / "one").mark
 
 
 def test_what_was_being_received_is_cleared_at_the_start(start_server: StartServer) -> None:

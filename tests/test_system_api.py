@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,14 @@ def test_the_origins_of_the_settings_are_let_in_and_may_read_the_job(
     )
     assert preflight.status_code == 200
     assert "DELETE" in preflight.headers["access-control-allow-methods"]
+
+
+def test_devices_may_be_chosen_by_many_at_once(start_server: StartServer) -> None:
+    server = start_server()
+    with ThreadPoolExecutor(8) as callers:
+        answers = list(callers.map(lambda _: server.http.put(f"{DEVICE}/cpu"), range(40)))
+
+    assert {answer.status_code for answer in answers} == {200}
+    kept = json.loads((server.workspace / "state.json").read_text())
+    assert kept["devices"] == "cpu"
+    assert list(server.workspace.glob(".*.part")) == []

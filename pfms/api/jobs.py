@@ -90,7 +90,7 @@ async def _events(service: Service, job_id: str, after: int) -> AsyncIterator[Se
             after = event.n
             if event.data["state"] in ENDED and event.kind == "state":
                 return
-        if service.runs.draining or job_id not in service.runs.active:
+        if service.runs.draining or (job_id not in service.runs.active and listener.empty()):
             return
         while (coming := await listener.get()) is not None:
             if coming.n > after:
