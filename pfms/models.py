@@ -255,8 +255,9 @@ class ModelStore:
         weights, kept, part = (folder / n for n in ("model.pth", "model.json", "model.json.part"))
         discard(folder / "model.pth.part")
         if not weights.is_file():
-            discard(kept)
-            discard(part)
+            for path in (kept, part):
+                if _read_record(path):  # else it is someone else's file
+                    discard(path)
             with contextlib.suppress(OSError):  # a file of someone else's keeps the folder
                 folder.rmdir()
             return

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    host: str = "127.0.0.1"
+    host: str = Field("127.0.0.1", min_length=1)  # an empty one would be every interface
     port: int = Field(2024, ge=0, le=65535)
     workspace: Path = Path("workspace")
 
@@ -57,6 +57,13 @@ class Settings(BaseSettings):
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(word.strip() for word in value.split(",") if word.strip())
+        return value
+
+    @field_validator("workspace", mode="before")
+    @classmethod
+    def _is_named(cls, value: object) -> object:
+        if value == "":  # it would be the working folder
+            raise ValueError("name a folder")
         return value
 
     @field_validator("adaptations_off")

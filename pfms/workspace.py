@@ -3,7 +3,9 @@
 import errno
 import fcntl
 import json
+import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -14,6 +16,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from pfms.errors import StartError
+
+log = logging.getLogger(__name__)
+
+_OUR_UPLOAD = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.part)?")
 
 # another file system; a file of another owner (protected_hardlinks); too many; not supported
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
@@ -38,7 +44,7 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o664) -> None:
+def write_atomically(path: Path, content: bytes, mode: int = 0o660) -> None:
     """Write `content` beside `path`, make it durable, then rename it into place.
 
     One writer at a time. What a crash leaves of one, the next overwrites.
@@ -177,7 +183,10 @@ class Workspace:
         lock.flush()
         self._lock = lock
         for left in self.uploads.iterdir():
-            discard(left)
+            if _OUR_UPLOAD.fullmatch(left.name):
+                discard(left)
+            else:
+                log.warning("%s is none of pfms's files, and is left alone", left)
 
     def close(self) -> None:
         """Give the lock back."""

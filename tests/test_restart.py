@@ -183,11 +183,26 @@ def test_a_workspace_is_the_same_by_whichever_path_one_comes(tmp_path: Path) -> 
 def test_what_was_being_received_is_cleared_at_the_start(start_server: StartServer) -> None:
     server = start_server()
     server.stop(signal.SIGKILL)
-    (server.workspace / "uploads" / "half").write_bytes(b"x")
-    half = server.workspace / "uploads" / "half-a-job" / "input"
-    half.mkdir(parents=True)
+    uploads = server.workspace / "uploads"
+    (uploads / ("a" * 32)).write_bytes(b"x")
+    (uploads / f"{'b' * 32}.{'c' * 32}.part").write_bytes(b"x")
+    (uploads / ("d" * 32) / "input").mkdir(parents=True)
     server = start_server()
-    assert list((server.workspace / "uploads").iterdir()) == []
+    assert list(uploads.iterdir()) == []
+
+
+def test_what_is_someone_elses_in_the_workspace_is_left_alone(start_server: StartServer) -> None:
+    server = start_server()
+    server.stop()
+    theirs = [server.workspace / "uploads" / "2024-study" / "patients.csv"]
+    for name in ("model.json", "model.json.part"):
+        theirs.append(server.workspace / "models" / "resnet" / name)
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"not": "ours"}')
+    server = start_server()
+    assert [path.read_text() for path in theirs] == ['{"not": "ours"}'] * 3
+    assert "left alone" in server.log.read_text()
 
 
 def test_a_half_written_record_goes_with_the_next_one(start_server: StartServer) -> None:

@@ -83,6 +83,8 @@ def test_origins_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        ("HOST", ""),
+        ("WORKSPACE", ""),
         ("PORT", "65536"),
         ("PORT", "-1"),
         ("PORT", "2024.5"),
