@@ -6,6 +6,7 @@ The tree::
     ├── StartError                 the service cannot start (never reaches a client)
     ├── RequestError               the caller can mend it
     │   ├── InvalidParameter  MissingModelID  InvalidModelID  MissingFile  IdempotencyMismatch
+    │   ├── Forbidden
     │   ├── NotAModel
     │   ├── NotANifti  TruncatedNifti  UnsupportedNifti  TooLarge
     │   ├── ModelNotFound  JobNotFound
@@ -77,6 +78,14 @@ class InvalidParameter(RequestError):
     code = "invalid-parameter"
     title = "A parameter is not what this call takes"
     remedy = "Correct the parameter; /docs lists what each call takes."
+
+
+class Forbidden(RequestError):
+    """A web page of another origin asked for a change."""
+
+    code = "forbidden"
+    title = "A web page of another origin may not do this"
+    remedy = "The operator of this server can name its origin in PFMS_CORS_ORIGINS."
 
 
 class MissingModelID(RequestError):

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import psutil
 import pytest
 
 from pfms import __version__, devices
-from tests.conftest import Server, StartServer
+from tests.conftest import Server, StartServer, seed_model, start
 from tests.refused import check
 
 DEVICE = "/spleenseg/inference/device"
@@ -202,6 +203,48 @@ def test_the_origins_of_the_settings_are_let_in_and_may_read_the_job(
     )
     assert preflight.status_code == 200
     assert "DELETE" in preflight.headers["access-control-allow-methods"]
+
+
+PAGE = "https://viewer.test"
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Origin": "{url}"}, 200),
+        ({"Origin": "{url}", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": "https://behind.a.proxy", "Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Origin": PAGE}, 200),
+        ({"Origin": PAGE, "Sec-Fetch-Site": "cross-site"}, 200),
+        ({"Origin": "https://evil.test"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "https://evil.test", "Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Origin": "https://evil.viewer.test", "Sec-Fetch-Site": "same-site"}, 403),
+    ],
+)
+def test_a_page_of_another_origin_changes_nothing(
+    pages_server: Server, headers: dict[str, str], status: int
+) -> None:
+    headers = {name: value.format(url=pages_server.url) for name, value in headers.items()}
+    before = pages_server.job_folders()
+    answer = pages_server.infer(headers=headers)
+
+    assert answer.status_code == status
+    if status == 403:
+        check(answer, 403, "forbidden", pages_server)
+        assert pages_server.job_folders() == before
+    assert pages_server.http.get("/about", headers=headers).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def pages_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    workspace = tmp_path_factory.mktemp("pages-server") / "workspace"
+    seed_model(workspace)
+    one = start(workspace, cors_origins=PAGE)
+    yield one
+    one.stop()
 
 
 def test_devices_may_be_chosen_by_many_at_once(start_server: StartServer) -> None:

@@ -3,13 +3,14 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 
-from pfms import __version__
+from pfms import __version__, errors
 from pfms.api import jobs, pages, problems, spleenseg, system
 from pfms.api.edges import Edges
+from pfms.api.origins import check_origin
 from pfms.api.schemas import Problem
 from pfms.executors.base import Executor
 from pfms.executors.choice import make_executor
@@ -78,7 +79,11 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,  # the operationId
     )
     app.state.service = service
-    api = APIRouter(prefix="/api/v1")
+    api = APIRouter(
+        prefix="/api/v1",
+        dependencies=[Depends(check_origin)],
+        responses=problems.responses(errors.Forbidden),
+    )
     for router in (spleenseg.router, jobs.router, system.router):
         api.include_router(router)
     app.include_router(api)

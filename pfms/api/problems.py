@@ -24,6 +24,7 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.InvalidParameter: 422,
     errors.MissingModelID: 422,
     errors.InvalidModelID: 422,
+    errors.Forbidden: 403,
     errors.MissingFile: 422,
     errors.IdempotencyMismatch: 422,
     errors.NotAModel: 422,
