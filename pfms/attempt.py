@@ -55,7 +55,7 @@ class Attempt:
         with full_disk_is_told():
             self._tree.clear_run()
             script = plugin.command_script(self.run.argv, self.run.environment)
-            write_atomically(self._tree.command, script.encode(), mode=0o775)
+            write_atomically(self._tree.command, script.encode(), mode=0o770)
         return {
             "device": self._device,
             "executor": self._executor,

@@ -127,7 +127,7 @@ async def run_child(
 
 def open_log(path: Path) -> int:
     """A file descriptor that appends to a log. It blocks; the caller closes it."""
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
 
 
 async def _spawn(
@@ -144,7 +144,7 @@ async def _spawn(
             stdout=output,
             stderr=STDOUT,
             start_new_session=True,
-            umask=0o002,  # files of another owner can be hard-linked only if one may write them
+            umask=0o007,  # as the server's own
         )
     except OSError as error:
         return error

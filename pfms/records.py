@@ -105,7 +105,7 @@ class Records:
     def _prepare(self) -> None:
         try:
             # SQLite's own way, 0644, would shut out the next of a container's random user IDs.
-            self._file.touch(0o664)
+            self._file.touch(0o660)
         except PermissionError:
             raise StartError(
                 f"The jobs table {self._file} belongs to another user.",

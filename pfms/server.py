@@ -23,6 +23,9 @@ from pfms.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
 
+# Others of the group, such as a container's random UID, can link and clean; nobody else sees a CT.
+UMASK = 0o007
+
 _THREADS = 32
 _GOODBYE_SECONDS = 5  # for downloads that go on when everything else has ended
 _QUIET = ("uvicorn.error", "sse_starlette", "alembic", "python_multipart", "httpx")
@@ -106,7 +109,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     Raises:
         StartError: The service cannot start.
     """
-    os.umask(0o002)  # so that others of the group, and a container's random UID, can link and clean
+    os.umask(UMASK)
     set_up_logging()
     app = create_app(settings)
     # What is there now stays: a look at it by the collector would stop all answers for 80 ms.
@@ -149,7 +152,7 @@ def serve_reloading(settings: Settings, folders: list[str]) -> None:
 
 def _serve_this_time(sockets: list[socket.socket] | None) -> None:
     """What the reloader runs, until it sends a signal."""
-    os.umask(0o002)
+    os.umask(UMASK)
     set_up_logging()
     try:
         # What runs goes back into the queue at once: a change is to be seen now.

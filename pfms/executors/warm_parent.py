@@ -217,7 +217,7 @@ def main() -> None:
     """Load, say so, serve."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [folder for folder in sys.path if folder != here]
-    os.umask(0o002)
+    os.umask(0o007)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     order, _ = link.receive()
     if order is None:
