@@ -1,6 +1,7 @@
 """What there is to know, to fetch and to remove of the jobs on record."""
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from time import monotonic
 
 from pfms import bundle, plugin, preview
 from pfms.errors import (
+    DiskFull,
     Gone,
     InvalidParameter,
     JobActive,
@@ -23,6 +25,7 @@ from pfms.executors.base import Progress
 from pfms.job import Job, Resultant, State, valid_job_id
 from pfms.records import Event, Records
 from pfms.runs import Runs
+from pfms.settings import Settings
 from pfms.upload import full_disk_is_told
 from pfms.workspace import Workspace, iso, utc_now
 
@@ -45,11 +48,15 @@ class JobStatus:
 class Archive:
     """The jobs on record, whatever their state."""
 
-    def __init__(self, workspace: Workspace, records: Records, runs: Runs) -> None:
+    def __init__(
+        self, settings: Settings, workspace: Workspace, records: Records, runs: Runs
+    ) -> None:
+        self._min_free_bytes = settings.min_free_bytes
         self._workspace = workspace
         self._records = records
         self._runs = runs
         self._readers: Counter[str] = Counter()
+        self._draws = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
 
     # --- to know ---------------------------------------------------------------------------
 
@@ -168,7 +175,8 @@ class Archive:
         labels = await self.resultant(job, "labels")
         volume = self._workspace.job(job.id).volume
         with self.reading(job.id):
-            return await asyncio.to_thread(preview.preview_png, volume, labels)
+            async with self._draws:
+                return await asyncio.to_thread(preview.preview_png, volume, labels)
 
     async def bundle(self, job: Job, *, voxels: bool) -> Path:
         """A zip of the run under `uploads/`, for the caller to remove.
@@ -176,17 +184,25 @@ class Archive:
         Raises:
             JobNotFinished: The job has not ended, and the voxels are wanted.
             Gone: The voxels are wanted and were purged.
+            DiskFull: The zip would take of what PFMS_MIN_FREE_BYTES keeps free.
         """
         if voxels and not job.ended:
             raise JobNotFinished(f"The job is {job.state}.", job=job.id)
         if voxels and job.purged_at:
             raise Gone("The voxels of this job were removed.", job=job.id)
         target = self._workspace.new_upload()
+        if voxels and await asyncio.to_thread(self._is_too_large_to_copy, job):
+            raise DiskFull("There is no room for a copy of this job's voxels on the server's disk.")
         with self.reading(job.id), full_disk_is_told():
             await asyncio.to_thread(
                 bundle.write_bundle, self._workspace.job(job.id), target, voxels=voxels
             )
         return target
+
+    def _is_too_large_to_copy(self, job: Job) -> bool:
+        files = self._workspace.job(job.id).root.rglob("*")
+        size = sum(path.stat().st_size for path in files if path.is_file())
+        return self._workspace.free_bytes() - size < self._min_free_bytes
 
     # --- to remove -------------------------------------------------------------------------
 

@@ -78,14 +78,23 @@ class Intake:
         """Whether less than PFMS_MIN_FREE_BYTES is free."""
         return self._workspace.free_bytes() < self._settings.min_free_bytes
 
-    async def check_can_queue(self, model_id: str) -> None:
+    async def check_can_queue(self, model_id: str, key: str | None = None) -> None:
         """Whether a volume for this model may come; asked before its body is read.
 
+        A repeat by a `key` that stands for a job may always: it gets that job, and needs no room.
+
         Raises:
+            NotReady: The server drains.
+            DiskFull: Too little room is left.
             ModelNotFound: There is no such model.
             QueueFull: Too many jobs wait.
             NoDevice: There is nothing to run on.
         """
+        if key is not None and not self._runs.draining:
+            known = await self._runs.in_journal(self._records.by_key, key)
+            if known is not None:
+                return
+        await self.check_can_take()
         await asyncio.to_thread(self._models.get, valid_model_id(model_id))
         if not self._runs.queue.slot_count:
             raise NoDevice

@@ -56,7 +56,7 @@ class Service:
             JobQueue(chosen, settings.jobs_per_device),
         )
         self.intake = Intake(settings, self._workspace, self._records, self.runs, self.models)
-        self.archive = Archive(self._workspace, self._records, self.runs)
+        self.archive = Archive(settings, self._workspace, self._records, self.runs)
         self._housekeeping = Housekeeping(
             self.archive, settings.keep_volumes_hours, settings.keep_records_days
         )

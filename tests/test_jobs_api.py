@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from pfms.job import ENDED
-from tests.conftest import Server, StartServer, nifti_bytes
+from tests.conftest import Server, StartServer, eventually, nifti_bytes
 
 ASYNC = {"Prefer": "respond-async"}
 
@@ -174,6 +174,19 @@ def test_keys_hold_across_a_restart(start_server: StartServer) -> None:
     assert again.headers["X-Pfms-Job"] == first.headers["X-Pfms-Job"]
 
 
+def test_a_repeat_joins_its_job_whatever_has_become_of_room_and_model(
+    start_server: StartServer,
+) -> None:
+    server = start_server("hangs.py", queue_limit=1)
+    until(server, submit(server), "running")
+    headers = {"Idempotency-Key": "k"}
+    job_id = submit(server, headers=headers)
+    assert server.infer(headers={"Prefer": "respond-async"}).json()["code"] == "queue-full"
+    assert submit(server, headers=headers) == job_id
+    assert server.http.delete("/spleenseg/modelpth/demo").status_code == 204
+    assert submit(server, headers=headers) == job_id
+
+
 @pytest.mark.parametrize("key", ["", '""', "x" * 300])
 def test_a_key_that_is_none_is_refused(server: Server, key: str) -> None:
     answer = server.infer(headers={"Idempotency-Key": key})
@@ -264,6 +277,18 @@ def test_a_job_that_is_not_there_is_404(
     assert answer.json()["code"] in ("job-not-found", "not-found")
 
 
+def test_a_bundle_takes_nothing_of_what_is_to_stay_free(start_server: StartServer) -> None:
+    server = start_server()
+    job_id = server.ended(submit(server))["id"]
+    server.stop()
+    server = start_server(min_free_bytes="1000TiB")
+    bundle = f"/jobs/{job_id}/bundle"
+    answer = server.http.get(bundle, params={"voxels": "true"})
+    assert (answer.status_code, answer.json()["code"]) == (507, "disk-full")
+    assert server.http.get(bundle).status_code == 200
+    eventually(lambda: not server.uploads())
+
+
 # --- events --------------------------------------------------------------------------------
 
 
@@ -284,6 +309,8 @@ def test_events_are_replayed_after_any_of_them_and_204_after_the_last(
 ) -> None:
     events = list(events_of(server, done["id"]))
     assert list(events_of(server, done["id"], last=events[1]["n"])) == events[2:]
+    strange = {"Last-Event-ID": "9" * 5000}
+    assert server.http.get(f"/jobs/{done['id']}/events", headers=strange).status_code == 200
     headers = {"Last-Event-ID": events[-1]["n"]}
     answer = server.http.get(f"/jobs/{done['id']}/events", headers=headers)
     assert answer.status_code == 204

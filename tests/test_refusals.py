@@ -164,6 +164,11 @@ def test_a_broken_form_is_an_invalid_parameter(server: Server, body: bytes) -> N
     refused(server, 422, "invalid-parameter", content=body, headers={"Content-Type": FORM})
 
 
+def test_a_boundary_longer_than_the_rfc_lets_it_be_is_an_invalid_parameter(server: Server) -> None:
+    kind = {"Content-Type": f"multipart/form-data; boundary={'a' * 300}"}
+    refused(server, 422, "invalid-parameter", content=b"x", headers=kind)
+
+
 # --- the volume ------------------------------------------------------------------------------
 
 WHOLE = nifti(ct((20, 20, 24)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Annotated, Literal
@@ -31,6 +32,7 @@ router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 _HEARTBEAT_SECONDS = 15
 _CHUNK = 1 << 16
+_EVENT_ID = re.compile("[0-9]{1,18}")
 
 
 @router.get("", responses=responses(errors.InvalidParameter))
@@ -73,8 +75,8 @@ async def follow_job(
     The stream ends after the last event of a job that has ended.
     """
     job = await service.archive.job(job_id)
-    after = int(last_event_id) if (last_event_id or "").isdecimal() else 0  # type: ignore[arg-type]
-    after = min(after, 2**62)
+    known = _EVENT_ID.fullmatch(last_event_id or "")
+    after = int(known[0]) if known else 0
     if job.ended and after and not await service.archive.events(job_id, after):
         return Response(status_code=204, headers=job_headers(job))
     return EventSourceResponse(

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import Request
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from pfms.errors import InvalidParameter, MissingFile, TooLarge
@@ -58,9 +58,9 @@ async def receive_file(request: Request, boundary: bytes, writer: UploadWriter) 
         TooLarge: The file, or what is around it, is.
         starlette.requests.ClientDisconnect: The client went away.
     """
-    form = _Form(boundary)
     others = 0
     try:
+        form = _Form(boundary)
         async for chunk in request.stream():
             pieces = form.feed(chunk)
             others += len(chunk) - sum(map(len, pieces))
@@ -71,7 +71,7 @@ async def receive_file(request: Request, boundary: bytes, writer: UploadWriter) 
             for piece in pieces:
                 await writer.feed(piece)
         form.close()
-    except MultipartParseError:
+    except FormParserError:
         raise InvalidParameter(
             "The multipart body is broken.", "Let an HTTP library make the form."
         ) from None

@@ -139,8 +139,7 @@ async def infer(
     respond_async, seconds = _preference(prefer)
     patient = not respond_async and seconds is None  # it waits for as long as it takes
     boundary = check_body(request, service.settings.max_upload_bytes)
-    await service.intake.check_can_take()
-    await service.intake.check_can_queue(model_id)
+    await service.intake.check_can_queue(model_id, key)
 
     async with service.writer() as writer:
         upload = await receive_file(request, boundary, writer)
