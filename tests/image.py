@@ -110,7 +110,7 @@ class Image:
             (self.root / path[1:]).mkdir(parents=True, exist_ok=True)
         for name in ("bin", "sbin", "lib", "lib64"):
             (self.root / name).symlink_to(f"usr/{name}")
-        (self.root / "tmp").mkdir()
+        (self.root / "tmp").mkdir(exist_ok=True)  # what is borrowed may lie in it
         (self.root / "tmp").chmod(0o1777)
         self.env["PYTHONPATH"] = "/srv"
         for step in stages(DOCKERFILE.read_text())[-1]:
