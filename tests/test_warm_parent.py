@@ -36,6 +36,19 @@ def entry_point(name: str) -> PluginCommand:
     return PluginCommand(("/usr/bin/of-the-plugin",), sys.executable, "entry-point", name)
 
 
+def the_plugin(
+    house: House, monkeypatch: pytest.MonkeyPatch, text: str
+) -> tuple[PluginCommand, Path]:
+    """A module of the plugin's package, which is watched, and how it is called."""
+    package = house.folder / "spleenseg"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    module = package / "spleenseg.py"
+    module.write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(house.folder))
+    return entry_point("spleenseg.spleenseg:main"), module
+
+
 async def test_runs_wait_while_the_plugin_is_imported_and_can_be_cancelled(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,19 +212,15 @@ async def test_what_an_import_of_the_plugin_starts_does_not_end_the_parent(
 async def test_what_changes_during_the_import_is_imported_anew(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = house.folder / "spleenseg"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    module = package / "spleenseg.py"
-    module.write_text(
+    command, module = the_plugin(
+        house,
+        monkeypatch,
         "import pathlib, time\npathlib.Path(__file__).with_name('reads').touch()\n"
-        "time.sleep(0.5)\ndef main(): print('old')"
+        "time.sleep(0.5)\ndef main(): print('old')",
     )
-    monkeypatch.setenv("PYTHONPATH", str(house.folder))
-    command = entry_point("spleenseg.spleenseg:main")
     executor = house.warm(command)
     starting = asyncio.create_task(executor.start())
-    await until((package / "reads").exists)
+    await until(module.with_name("reads").exists)
     module.write_text("def main(): print('new')")
     await starting
     parents = house.parents()
@@ -237,17 +246,11 @@ async def test_a_plugin_that_ends_its_parent_is_told_as_broken(
 async def test_a_changed_plugin_is_imported_anew_and_a_run_ends_with_the_old(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = house.folder / "spleenseg"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    module = package / "spleenseg.py"
     old = (
         f"import os, time\ndef main():\n    print('old', flush=True)\n"
         f"    while not os.path.exists({str(house.folder / 'go')!r}): time.sleep(0.01)\n"
     )
-    module.write_text(old)
-    monkeypatch.setenv("PYTHONPATH", str(house.folder))
-    command = entry_point("spleenseg.spleenseg:main")
+    command, module = the_plugin(house, monkeypatch, old)
     executor = await house.warmed(command)
     call = house.call(command)
     running = asyncio.create_task(executor.run(call))
