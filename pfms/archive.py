@@ -12,7 +12,6 @@ from time import monotonic
 
 from pfms import bundle, plugin, preview
 from pfms.errors import (
-    DiskFull,
     Gone,
     InvalidParameter,
     JobActive,
@@ -191,18 +190,15 @@ class Archive:
         if voxels and job.purged_at:
             raise Gone("The voxels of this job were removed.", job=job.id)
         target = self._workspace.new_upload()
-        if voxels and await asyncio.to_thread(self._is_too_large_to_copy, job):
-            raise DiskFull("There is no room for a copy of this job's voxels on the server's disk.")
-        with self.reading(job.id), full_disk_is_told():
-            await asyncio.to_thread(
-                bundle.write_bundle, self._workspace.job(job.id), target, voxels=voxels
-            )
-        return target
 
-    def _is_too_large_to_copy(self, job: Job) -> bool:
-        files = self._workspace.job(job.id).root.rglob("*")
-        size = sum(path.stat().st_size for path in files if path.is_file())
-        return self._workspace.free_bytes() - size < self._min_free_bytes
+        def write() -> None:
+            room = self._workspace.free_bytes() - self._min_free_bytes
+            tree = self._workspace.job(job.id)
+            bundle.write_bundle(tree, target, voxels=voxels, room=room)
+
+        with self.reading(job.id), full_disk_is_told():
+            await asyncio.to_thread(write)
+        return target
 
     # --- to remove -------------------------------------------------------------------------
 

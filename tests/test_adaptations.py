@@ -36,8 +36,10 @@ def test_each_adaptation_is_either_environment_or_a_step_of_the_warm_parent() ->
 
 def test_each_adaptation_is_documented() -> None:
     documented = (ROOT / "docs" / "adaptations.md").read_text()
+    settings = (ROOT / "config.env").read_text()
     for name in NAMES:
         assert f"| `{name}` |" in documented
+        assert name in settings
 
 
 @pytest.mark.parametrize("name", NAMES)
