@@ -7,7 +7,7 @@ from typing import Any
 
 import psutil
 
-from pfms.plugin_command import versions
+from pfms.plugin.command import versions
 
 
 def machine() -> dict[str, Any]:

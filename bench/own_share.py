@@ -16,10 +16,10 @@ from bench.figures import Figure, Task
 from bench.load import FAKES, Caller, executors, expect, serving
 from bench.volumes import clinical, content, real_ct, there_is_a_real_ct
 from examples.phantoms import Phantom
-from pfms.labels import write_labels
-from pfms.nifti import VolumeLimits, admit_volume
 from pfms.settings import Settings
-from pfms.upload import UploadWriter
+from pfms.storage.upload import UploadWriter
+from pfms.volumes.admit import VolumeLimits, admit_volume
+from pfms.volumes.labels import write_labels
 from tests.conftest import Server, seed_model
 
 

@@ -17,10 +17,10 @@ from statistics import median
 from bench.figures import Figure, Task
 from bench.load import Caller, executors, expect, serving
 from bench.volumes import clinical, content, phantom_3mm, real_ct, there_is_a_real_ct
-from pfms import plugin
-from pfms.labels import labels_checksum
-from pfms.plugin_command import resolve_command
-from pfms.workspace import discard
+from pfms.plugin import spleenseg
+from pfms.plugin.command import resolve_command
+from pfms.storage.workspace import discard
+from pfms.volumes.labels import labels_checksum
 from tests.conftest import ROOT, Server
 
 
@@ -68,17 +68,17 @@ def _cases(task: Task) -> Iterator[_Case]:
 
 def _bare(case: _Case, folder: Path, weights: Path) -> None:
     """As a person would type it, with nothing added to the environment."""
-    volume, model = folder / plugin.VOLUME, folder / plugin.MODEL
+    volume, model = folder / spleenseg.VOLUME, folder / spleenseg.MODEL
     volume.parent.mkdir(parents=True)
     volume.write_bytes(case.volume)
     model.write_bytes(weights.read_bytes())
-    argv = plugin.inference_argv(resolve_command("spleenseg").argv, "cpu")
-    (folder / plugin.OUTPUTDIR).mkdir()
+    argv = spleenseg.inference_argv(resolve_command("spleenseg").argv, "cpu")
+    (folder / spleenseg.OUTPUTDIR).mkdir()
     with (folder / "log").open("wb") as log:
         started = time.perf_counter()
         subprocess.run(argv, cwd=folder, stdout=log, stderr=log, check=True)
         case.seconds["bare"].append(time.perf_counter() - started)
-    _compare(case, "bare", labels_checksum(folder / plugin.ONEHOT))
+    _compare(case, "bare", labels_checksum(folder / spleenseg.ONEHOT))
     discard(folder)
 
 
@@ -105,7 +105,7 @@ def _network(case: _Case, folder: Path, weights: Path) -> None:
     said = subprocess.run(
         [sys.executable, "-m", "bench.network_alone", str(volume), str(weights)],
         cwd=ROOT,
-        env={**os.environ, **plugin.environment()},
+        env={**os.environ, **spleenseg.environment()},
         capture_output=True,  # what MONAI warns of is no news here
         check=True,
     ).stdout

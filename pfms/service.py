@@ -6,22 +6,22 @@
 import asyncio
 import logging
 
-from pfms import devices
-from pfms.archive import Archive
 from pfms.errors import DiskFull, InvalidParameter, StartError
+from pfms.executors import devices
 from pfms.executors.base import Executor
-from pfms.housekeeping import Housekeeping
-from pfms.intake import Intake
-from pfms.job import Job
-from pfms.jobqueue import JobQueue
-from pfms.models import ModelRecord, ModelStore
-from pfms.plugin_command import PluginCommand
-from pfms.records import Records
-from pfms.recovery import recover
-from pfms.runs import Runs
+from pfms.jobs.archive import Archive
+from pfms.jobs.housekeeping import Housekeeping
+from pfms.jobs.intake import Intake
+from pfms.jobs.job import Job
+from pfms.jobs.queue import JobQueue
+from pfms.jobs.recovery import recover
+from pfms.jobs.runs import Runs
+from pfms.jobs.table import Records
+from pfms.models.store import ModelRecord, ModelStore
+from pfms.plugin.command import PluginCommand
 from pfms.settings import Settings
-from pfms.upload import Upload, UploadWriter, full_disk_is_told
-from pfms.workspace import Workspace
+from pfms.storage.upload import Upload, UploadWriter, full_disk_is_told
+from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

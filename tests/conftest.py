@@ -19,7 +19,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pfms.models import ModelStore
+from pfms.models.store import ModelStore
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = Path(__file__).parent / "plugins"

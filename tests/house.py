@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 
-from pfms import plugin
 from pfms.executors.base import Executor, PluginExit, PluginRun
 from pfms.executors.warm import WarmExecutor
-from pfms.marks import WORKSPACE_MARK, find_marked
-from pfms.plugin_command import PluginCommand, resolve_command
+from pfms.plugin import spleenseg
+from pfms.plugin.command import PluginCommand, resolve_command
+from pfms.processes.marks import WORKSPACE_MARK, find_marked
 
 
 @dataclass
@@ -51,7 +51,7 @@ class House:
         return PluginRun(
             job=f"{self.mark}-{self.jobs}",
             root=root,
-            argv=plugin.inference_argv(command.argv, "cpu"),
+            argv=spleenseg.inference_argv(command.argv, "cpu"),
             environment=environment or {},
             log=root / "plugin.log",
             time_limit=60,

@@ -11,7 +11,7 @@ from nibabel.nifti2 import Nifti2Header
 from numpy.typing import ArrayLike, NDArray
 
 from pfms.errors import PfmsError
-from pfms.nifti import VolumeFacts, VolumeLimits, admit_volume
+from pfms.volumes.admit import VolumeFacts, VolumeLimits, admit_volume
 
 Order = Literal["<", ">"]
 ORDERS: tuple[Order, ...] = ("<", ">")

@@ -14,22 +14,22 @@ import pytest
 from isal import igzip_lib, isal_zlib
 
 from examples.phantoms import make_phantom
-from pfms import plugin
 from pfms.errors import StartError
-from pfms.executors import warm_plugin
 from pfms.executors.base import Executor, PluginRun, Progress
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
-from pfms.plugin_command import PluginCommand, resolve_command
+from pfms.plugin import spleenseg
+from pfms.plugin.command import PluginCommand, resolve_command
+from pfms.programs import warm_plugin
 from pfms.settings import load_settings
 from tests.conftest import ROOT
 
-NAMES = [step.name for step in plugin.ADAPTATIONS]
+NAMES = [step.name for step in spleenseg.ADAPTATIONS]
 real = [pytest.mark.anyio, pytest.mark.real, pytest.mark.timeout(300)]
 
 
 def test_each_adaptation_is_either_environment_or_a_step_of_the_warm_parent() -> None:
-    steps = {step.name for step in plugin.ADAPTATIONS if not step.environment}
+    steps = {step.name for step in spleenseg.ADAPTATIONS if not step.environment}
     assert steps == set(warm_plugin.ADAPTATIONS)
     assert len(set(NAMES)) == len(NAMES)
 
@@ -44,11 +44,11 @@ def test_each_adaptation_is_documented() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_adaptation_can_be_left_out(name: str) -> None:
-    left = {step.name for step in plugin.adaptations([name])}
+    left = {step.name for step in spleenseg.adaptations([name])}
     assert left == set(NAMES) - {name}
-    step = next(step for step in plugin.ADAPTATIONS if step.name == name)
-    assert step.environment.items() <= plugin.environment().items()
-    assert not step.environment.keys() & plugin.environment(without=[name]).keys()
+    step = next(step for step in spleenseg.ADAPTATIONS if step.name == name)
+    assert step.environment.items() <= spleenseg.environment().items()
+    assert not step.environment.keys() & spleenseg.environment(without=[name]).keys()
 
 
 def test_the_setting_leaves_adaptations_out_and_knows_their_names(
@@ -63,7 +63,7 @@ def test_the_setting_leaves_adaptations_out_and_knows_their_names(
 
 IGZIP = """
 import gzip, sys
-from pfms.executors import warm_plugin
+from pfms.programs import warm_plugin
 warm_plugin.igzip()
 for level in (1, 6, 9):
     with gzip.GzipFile(f"{level}.gz", "wb", compresslevel=level) as file:
@@ -93,7 +93,7 @@ def test_gzip_goes_on_to_know_every_level_and_its_own_errors(tmp_path: Path) -> 
 
 ARGMAX = """
 import torch
-from pfms.executors import warm_plugin
+from pfms.programs import warm_plugin
 own = torch.argmax
 warm_plugin.argmax_layout()
 assert torch.argmax is not own
@@ -123,13 +123,13 @@ def job(folder: Path, command: PluginCommand, **phantom: object) -> PluginRun:
     (folder / "input" / "imagesTs").mkdir(parents=True)
     phantom = {"shape": (48, 40, 32), "spacing": (5.0, 5.0, 6.0), **phantom}
     volume = make_phantom(7, **phantom).volume  # type: ignore[arg-type]
-    nib.save(volume, folder / plugin.VOLUME)
-    (folder / plugin.MODEL).write_bytes((ROOT / "examples" / "demo_model.pth").read_bytes())
+    nib.save(volume, folder / spleenseg.VOLUME)
+    (folder / spleenseg.MODEL).write_bytes((ROOT / "examples" / "demo_model.pth").read_bytes())
     return PluginRun(
         job=f"{folder.parent.name}-{folder.name}",
         root=folder,
-        argv=plugin.inference_argv(command.argv, "cpu", logits=True),
-        environment=plugin.environment(),
+        argv=spleenseg.inference_argv(command.argv, "cpu", logits=True),
+        environment=spleenseg.environment(),
         log=folder / "plugin.log",
         time_limit=200,
         grace=1,
@@ -144,7 +144,7 @@ async def outputs(executor: Executor, run: PluginRun) -> dict[str, bytes]:
         str(path.relative_to(run.root)): np.asanyarray(nib.load(path).dataobj).tobytes()
         for path in run.root.rglob("output/**/*.nii.gz")
     }
-    assert {plugin.ONEHOT, plugin.LOGITS} < written.keys()
+    assert {spleenseg.ONEHOT, spleenseg.LOGITS} < written.keys()
     assert (run.root / "output" / "inference" / "infer-1.png").is_file()
     return written
 
@@ -160,7 +160,7 @@ class TestWithThePlugin:
 
     async def test_warm_and_fresh_give_identical_voxels_in_every_file(self, tmp_path: Path) -> None:
         command = resolve_command("spleenseg")
-        warm = WarmExecutor(command, plugin.environment())
+        warm = WarmExecutor(command, spleenseg.environment())
         await warm.start()
         try:
             for name, form in FORMS.items():
@@ -179,7 +179,7 @@ class TestWithThePlugin:
         command = resolve_command("spleenseg")
         found: list[dict[str, bytes]] = []
         for names in ((), without.split(",")):
-            environment = plugin.environment(without=names)
+            environment = spleenseg.environment(without=names)
             executor = WarmExecutor(command, environment, without=names)
             await executor.start()
             try:
@@ -190,7 +190,7 @@ class TestWithThePlugin:
 
     async def test_a_run_tells_its_stages_and_the_windows_done(self, tmp_path: Path) -> None:
         command = resolve_command("spleenseg")
-        executor = WarmExecutor(command, plugin.environment())
+        executor = WarmExecutor(command, spleenseg.environment())
         await executor.start()
         told: list[Progress] = []
         try:
@@ -199,23 +199,23 @@ class TestWithThePlugin:
         finally:
             await executor.close()
         stages = [progress.stage for progress in told]
-        assert stages == sorted(stages, key=plugin.STAGES.index)
-        assert set(stages) == set(plugin.STAGES)
+        assert stages == sorted(stages, key=spleenseg.STAGES.index)
+        assert set(stages) == set(spleenseg.STAGES)
         windows = [(p.done, p.total) for p in told if p.done is not None]
-        resampled = nib.load(run.root / plugin.LOGITS).shape
+        resampled = nib.load(run.root / spleenseg.LOGITS).shape
         total = math.prod(1 + max(0, math.ceil((size - 160) / 120)) for size in resampled)
         assert total > 1
         assert windows == [*((done, total) for done in range(0, total, 4)), (total, total)]
 
     async def test_a_run_finds_all_that_it_imports_in_its_parent(self, tmp_path: Path) -> None:
-        report = await self.told_by(tmp_path, plugin.environment())
+        report = await self.told_by(tmp_path, spleenseg.environment())
         assert report["imported"] == []
 
     async def test_the_parent_has_no_thread_and_a_run_has_the_threads_of_its_slot(
         self, tmp_path: Path
     ) -> None:
         # OpenBLAS has threads of its own, which see to themselves when it forks
-        parent = {**plugin.environment(), "OPENBLAS_NUM_THREADS": "1"}
+        parent = {**spleenseg.environment(), "OPENBLAS_NUM_THREADS": "1"}
         report = await self.told_by(tmp_path, parent, {**parent, "OMP_NUM_THREADS": "1"})
         assert report["threads of the parent"] == 1
         assert (report["torch"], report["torch in a thread"]) == (1, 1)
@@ -269,7 +269,7 @@ def spied(name, ask):
     return lambda *args, **named: (asked.append(name), ask(*args, **named))[1]
 for name in ("is_available", "device_count", "init", "current_device", "get_device_properties"):
     setattr(torch.cuda, name, spied(name, getattr(torch.cuda, name)))
-from pfms.executors import warm_plugin
+from pfms.programs import warm_plugin
 names = list(warm_plugin.ADAPTATIONS)
 warm_plugin.load({"entry_point": "spleenseg.spleenseg:main", "adaptations": names})
 print(asked)

@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 from pfms.errors import DiskFull, InvalidModelID, NotAModel, PfmsError
-from pfms.models import ModelStore
+from pfms.models.store import ModelStore
 from tests.conftest import until
 
 # Stand-ins for `PYTHON weights_child.py UPLOAD TARGET`: sys.argv[1:] is what follows PYTHON.

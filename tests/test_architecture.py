@@ -12,13 +12,18 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 import pfms
-from pfms import errors, records
+from pfms import errors
 from pfms.api import problems
+from pfms.jobs import table
 from tests.conftest import ROOT, nifti_bytes, seed_model, start
 
 PFMS = Path(pfms.__file__).parent
 HEAVY = ("torch", "monai", "spleenseg", "matplotlib", "scipy", "skimage", "pandas")
-CHILD_PROGRAMS = {"pfms.weights_child", "pfms.executors.warm_parent", "pfms.executors.warm_plugin"}
+CHILD_PROGRAMS = {
+    "pfms.programs.weights_child",
+    "pfms.programs.warm_parent",
+    "pfms.programs.warm_plugin",
+}
 
 # From the roof down: a room imports from its own storey and from those below it.
 STOREYS = (
@@ -91,7 +96,7 @@ def test_only_the_child_programs_name_torch_and_the_plugin_in_an_import() -> Non
     }
 
     assert heavy <= CHILD_PROGRAMS
-    assert "pfms.weights_child" in heavy
+    assert "pfms.programs.weights_child" in heavy
 
 
 def test_no_room_needs_itself_by_any_detour() -> None:
@@ -160,9 +165,9 @@ def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
 
 def test_the_newest_migration_is_the_one_that_the_records_ask_for() -> None:
     config = Config()
-    config.set_main_option("script_location", str(PFMS / "migrations"))
+    config.set_main_option("script_location", str(PFMS / "jobs" / "migrations"))
 
-    assert ScriptDirectory.from_config(config).get_current_head() == records._HEAD
+    assert ScriptDirectory.from_config(config).get_current_head() == table._HEAD
 
 
 # --- the event loop --------------------------------------------------------------------------

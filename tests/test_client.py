@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from pfms.client import PfmsClient, PfmsProblem, Unreachable, Update
+from pfms.client.client import PfmsClient
+from pfms.client.transport import PfmsProblem, Unreachable, Update
 from tests.command import COMMAND, environment
 from tests.conftest import (
     PLUGINS,

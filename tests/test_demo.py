@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pfms.demo import Found, dice_of, ending
+from pfms.local.demo import Found, dice_of, ending
 from tests.command import finish, pfms, running
 from tests.conftest import PLUGINS, eventually
 

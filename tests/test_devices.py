@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pfms import devices
 from pfms.errors import StartError
+from pfms.executors import devices
 
 TWO_GPUS = ("cuda:0", "cuda:1", "cpu")
 

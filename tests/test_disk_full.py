@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from pfms.executors.base import PluginExit
-from pfms.marks import WORKSPACE_MARK, find_marked
-from pfms.verdict import cause_of
-from pfms.workspace import Workspace
+from pfms.plugin.verdict import cause_of
+from pfms.processes.marks import WORKSPACE_MARK, find_marked
+from pfms.storage.workspace import Workspace
 from tests.conftest import ROOT, Server, StartServer, eventually, nifti_bytes, seed_model
 from tests.refused import MODELPTH, check, files_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pfms.doctor import (
+from pfms.local.doctor import (
     check_disk,
     check_port,
     check_shared_memory,
@@ -18,15 +18,15 @@ from pfms.doctor import (
     check_workspace,
     judge_shared_memory,
 )
-from pfms.doctor_plugin import (
+from pfms.local.doctor_plugin import (
     TorchFacts,
     ask_torch,
     check_plugin,
     check_weights_child,
     judge_devices,
 )
-from pfms.plugin import HostFacts
-from pfms.plugin_command import PluginCommand, resolve_command
+from pfms.plugin.command import PluginCommand, resolve_command
+from pfms.plugin.spleenseg import HostFacts
 from tests.command import pfms
 from tests.conftest import PLUGINS, Server
 from tests.small_server import small_server

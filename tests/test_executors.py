@@ -15,11 +15,11 @@ import numpy as np
 import psutil
 import pytest
 
-from pfms import plugin
 from pfms.executors.base import Executor, OnProgress, PluginExit, PluginRun, Progress
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
-from pfms.plugin_command import PluginCommand, resolve_command
+from pfms.plugin import spleenseg
+from pfms.plugin.command import PluginCommand, resolve_command
 from tests.conftest import until
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -29,7 +29,7 @@ WITHIN = 5.0  # seconds in which a run that was to end is gone, whatever it does
 EXECUTORS: dict[str, Callable[[PluginCommand], Executor]] = {
     "fresh": lambda command: FreshExecutor(workspace_mark="of-this-test", poll_seconds=0.01),
     "warm": lambda command: WarmExecutor(
-        command, plugin.environment(), workspace_mark="of-this-test", poll_seconds=0.01
+        command, spleenseg.environment(), workspace_mark="of-this-test", poll_seconds=0.01
     ),
 }
 
@@ -49,7 +49,7 @@ class Bench:
 
     @property
     def onehot(self) -> Path:
-        return self.root / plugin.ONEHOT
+        return self.root / spleenseg.ONEHOT
 
     async def run(
         self,
@@ -65,8 +65,8 @@ class Bench:
             run = PluginRun(
                 job=self.root.name,
                 root=self.root,
-                argv=plugin.inference_argv(command.argv, "cpu"),
-                environment=plugin.environment() if environment is None else environment,
+                argv=spleenseg.inference_argv(command.argv, "cpu"),
+                environment=spleenseg.environment() if environment is None else environment,
                 log=self.log,
                 time_limit=time_limit,
                 grace=GRACE,
@@ -94,10 +94,10 @@ class Bench:
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     root = tmp_path / f"2026-01-02-03-04-05-{uuid.uuid4()}"
     (root / "input" / "imagesTs").mkdir(parents=True)
-    (root / plugin.MODEL).write_bytes(b"weights")
+    (root / spleenseg.MODEL).write_bytes(b"weights")
     voxels = np.full((6, 5, 24), -50, np.int16)
     voxels[2:4, 1:3, 10:14] = 60
-    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), root / plugin.VOLUME)
+    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), root / spleenseg.VOLUME)
     return Bench(EXECUTORS[request.param], root)
 
 
@@ -110,7 +110,7 @@ async def test_a_run_that_ends_well_leaves_its_result_and_code_0(bench: Bench) -
 async def test_the_empty_mask_of_the_quick_plugin_is_valid(bench: Bench) -> None:
     end = await bench.run("empty")
     assert end.code == 0, bench.log.read_text()
-    written, volume = nib.load(bench.onehot), nib.load(bench.root / plugin.VOLUME)
+    written, volume = nib.load(bench.onehot), nib.load(bench.root / spleenseg.VOLUME)
     np.testing.assert_array_equal(written.affine, volume.affine)
     onehot = np.asanyarray(written.dataobj)
     assert (onehot.shape, onehot.dtype) == ((6, 5, 24, 2), np.float32)
@@ -126,7 +126,7 @@ async def test_the_plugin_gets_its_arguments_folder_environment_and_no_input(
     end = await bench.run("reports", environment={"OF_THE_RUN": "set", "MPLBACKEND": "Agg"})
     assert end.code == 0, bench.log.read_text()
     report = json.loads((bench.root / "output" / "report.json").read_text())
-    assert report["arguments"] == list(plugin.inference_argv((), "cpu"))
+    assert report["arguments"] == list(spleenseg.inference_argv((), "cpu"))
     assert report["cwd"] == str(bench.root)
     assert report["leads_session"]
     assert report["stdin"] == ""
@@ -267,4 +267,4 @@ async def test_the_stages_are_told_as_the_run_reaches_them(bench: Bench) -> None
         await until(partial(reached, stage))
         (bench.root / go_on).touch()
     assert (await task).code == 0, bench.log.read_text()
-    assert [progress.stage for progress in told] == list(plugin.STAGES)
+    assert [progress.stage for progress in told] == list(spleenseg.STAGES)

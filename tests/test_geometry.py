@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pfms.geometry import loaded_affine, network_shape, same, voxel_millilitres
+from pfms.volumes.geometry import loaded_affine, network_shape, same, voxel_millilitres
 from tests.niftis import OBLIQUE, ct, nifti, put
 
 dice = np.random.default_rng

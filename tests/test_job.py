@@ -3,7 +3,7 @@ from typing import Any, get_args
 import pytest
 
 from pfms.errors import JobNotFound
-from pfms.job import (
+from pfms.jobs.job import (
     CHRIS_STATUS,
     ENDED,
     TRANSITIONS,

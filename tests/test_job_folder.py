@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pfms.plugin import ONEHOT
+from pfms.plugin.spleenseg import ONEHOT
 from tests.conftest import Server, nifti_bytes, spleen_of
 
 

@@ -1,4 +1,4 @@
-from pfms.jobqueue import JobQueue, Slot, estimate_starts
+from pfms.jobs.queue import JobQueue, Slot, estimate_starts
 
 
 def test_the_first_to_come_is_the_first_to_run() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pfms.job import ENDED
+from pfms.jobs.job import ENDED
 from tests.conftest import Server, StartServer, eventually, nifti_bytes
 
 ASYNC = {"Prefer": "respond-async"}

@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pfms.errors import BadResult
-from pfms.labels import check_logits, labels_checksum, write_labels
-from pfms.nifti import VolumeLimits, admit_volume
+from pfms.volumes.admit import VolumeLimits, admit_volume
+from pfms.volumes.labels import check_logits, labels_checksum, write_labels
 from tests.niftis import OBLIQUE, ct, nifti, put
 
 LPS = np.diag([-0.8, -0.9, 2.5, 1.0])
@@ -246,8 +246,8 @@ def test_logits_are_any_finite_numbers_even_none(tmp_path: Path) -> None:
 GROWTH = """
 import resource, sys
 from pathlib import Path
-from pfms.labels import write_labels
-from pfms.preview import preview_png
+from pfms.volumes.labels import write_labels
+from pfms.volumes.preview import preview_png
 folder = Path(sys.argv[1])
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
 for size in ("small", "large"):

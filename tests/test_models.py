@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pfms.errors import InvalidModelID, ModelNotFound
-from pfms.models import ModelRecord, ModelStore, valid_model_id
+from pfms.models.store import ModelRecord, ModelStore, valid_model_id
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_weights_put_in_by_hand_get_a_record_that_says_so(store: ModelStore) -> 
 
 PLACES = """
 import hashlib, pathlib, sys
-from pfms.models import ModelStore
+from pfms.models.store import ModelStore
 root = pathlib.Path(sys.argv[1])
 store = ModelStore(root / "models", sys.executable)
 for turn in range(10**6):

@@ -268,7 +268,7 @@ def test_whatever_becomes_of_a_gzip_stream_it_is_refused_or_whole(tmp_path: Path
 GROWTH = """
 import resource, sys
 from pathlib import Path
-from pfms.nifti import VolumeLimits, admit_volume
+from pfms.volumes.admit import VolumeLimits, admit_volume
 folder = Path(sys.argv[1])
 limits = VolumeLimits(1 << 40, 1 << 40)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pfms.errors import NotANifti, RequestError, TooLarge, TruncatedNifti, UnsupportedNifti
-from pfms.nifti import VolumeLimits
+from pfms.volumes.admit import VolumeLimits
 from tests.niftis import LIMITS, ORDERS, SECRET, Order, admit, ct, nifti, put, refused
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(500)

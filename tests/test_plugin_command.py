@@ -9,13 +9,7 @@ from pathlib import Path
 import pytest
 
 from pfms.errors import StartError
-from pfms.plugin_command import (
-    PluginCommand,
-    host_facts,
-    plugin_version,
-    resolve_command,
-    versions,
-)
+from pfms.plugin.command import PluginCommand, host_facts, plugin_version, resolve_command, versions
 
 
 def program(path: Path, first_line: str, mode: int = 0o755) -> Path:

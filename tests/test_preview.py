@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pfms.preview import preview_png
+from pfms.volumes.preview import preview_png
 from tests.niftis import nifti, put
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -14,8 +14,9 @@ import anyio
 import psutil
 import pytest
 
-from pfms import process
 from pfms.executors.base import PluginExit
+from pfms.processes import kill, marks
+from pfms.processes import run as process
 from tests.conftest import until
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -26,7 +27,7 @@ MARK = "PFMS_TEST_MARK"
 def job() -> Iterator[str]:
     name = f"job-{uuid.uuid4()}"
     yield name
-    left = process.find_marked(process.JOB_MARK, name)
+    left = marks.find_marked(marks.JOB_MARK, name)
     for marked in left:
         os.kill(marked.pid, signal.SIGKILL)
     assert left == []
@@ -57,7 +58,7 @@ def in_another_process(code: str, *arguments: str) -> subprocess.Popen[str]:
     prelude = """
         import asyncio, os, sys
         from pathlib import Path
-        from pfms import process
+        from pfms.processes import run as process
 
         def run(job, folder, *argv):
             return process.run_in_group(
@@ -131,7 +132,7 @@ async def test_a_cancel_at_any_turn_of_the_loop_leaves_no_process(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert process.find_marked(process.JOB_MARK, job) == []
+    assert marks.find_marked(marks.JOB_MARK, job) == []
 
 
 def test_a_loop_that_closes_under_a_run_leaves_no_process(job: str, tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_a_loop_that_closes_under_a_run_leaves_no_process(job: str, tmp_path: Pa
     with in_another_process(code, job, str(tmp_path), sys.executable, script) as server:
         assert server.wait() == 0
     assert "ignoring" in (tmp_path / "log").read_text()
-    assert process.find_marked(process.JOB_MARK, job) == []
+    assert marks.find_marked(marks.JOB_MARK, job) == []
 
 
 @pytest.mark.anyio
@@ -157,13 +158,13 @@ async def test_processes_that_outlived_a_killed_server_are_found_and_ended(
     code = "asyncio.run(run(*sys.argv[1:]))"
     script = str(PLUGINS / "ignores_term.py")
     with in_another_process(code, job, str(tmp_path), sys.executable, script) as server:
-        await until(lambda: len(process.find_marked(MARK, job)) == 3)
+        await until(lambda: len(marks.find_marked(MARK, job)) == 3)
         server.kill()
     stranger = await sleeper("another workspace", own_session=True)
-    assert len(process.find_marked(MARK, job)) == 3
-    assert await process.end_marked(MARK, job) == 3
-    assert process.find_marked(MARK, job) == []
-    assert process.find_marked(MARK, "another workspace") != []
+    assert len(marks.find_marked(MARK, job)) == 3
+    assert await kill.end_marked(MARK, job) == 3
+    assert marks.find_marked(MARK, job) == []
+    assert marks.find_marked(MARK, "another workspace") != []
     stranger.kill()
     await stranger.wait()
 
@@ -171,12 +172,12 @@ async def test_processes_that_outlived_a_killed_server_are_found_and_ended(
 def test_a_process_is_found_by_its_mark_with_what_identifies_it() -> None:
     value = str(uuid.uuid4())
     with subprocess.Popen(["sleep", "3600"], env={**os.environ, MARK: value}) as child:
-        found = process.find_marked(MARK, value)
+        found = marks.find_marked(MARK, value)
         assert [(marked.pid, marked.value) for marked in found] == [(child.pid, value)]
         assert found[0].create_time == psutil.Process(child.pid).create_time()
-        assert found == [m for m in process.find_marked(MARK) if m.value == value]
-        assert process.find_marked(MARK, value[:-1]) == []
-        assert process.find_marked(MARK[:-1]) == []
+        assert found == [m for m in marks.find_marked(MARK) if m.value == value]
+        assert marks.find_marked(MARK, value[:-1]) == []
+        assert marks.find_marked(MARK[:-1]) == []
         child.kill()
 
 
@@ -184,7 +185,7 @@ def test_a_process_is_found_by_its_mark_with_what_identifies_it() -> None:
 async def test_a_mark_in_our_own_group_ends_that_process_and_not_us() -> None:
     value = str(uuid.uuid4())
     child = await sleeper(value, own_session=False)
-    assert await process.end_marked(MARK, value) == 1
+    assert await kill.end_marked(MARK, value) == 1
     assert await child.wait() == -signal.SIGKILL
 
 
@@ -220,7 +221,7 @@ async def test_work_awaited_to_its_end_ends_before_the_cancel_is_raised() -> Non
         await anyio.sleep(0.05)
         done = True
 
-    task = asyncio.create_task(process.to_the_end(work()))
+    task = asyncio.create_task(kill.to_the_end(work()))
     await asyncio.sleep(0)
     for _ in range(2):
         task.cancel()
@@ -237,4 +238,4 @@ async def test_the_error_of_work_awaited_to_its_end_is_raised() -> None:
         raise ValueError("as it was")
 
     with pytest.raises(ValueError, match="as it was"):
-        await process.to_the_end(work())
+        await kill.to_the_end(work())

@@ -7,10 +7,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 import pfms
-from pfms import records as records_module
-from pfms.job import Job
-from pfms.records import Records
-from pfms.workspace import Workspace
+from pfms.jobs import table as records_module
+from pfms.jobs.job import Job
+from pfms.jobs.table import Records
+from pfms.storage.workspace import Workspace
 from tests.test_job import ID, job
 
 
@@ -40,7 +40,9 @@ def ids(count: int) -> list[str]:
 
 def test_the_head_that_records_expects_is_the_newest_migration() -> None:
     config = Config()
-    config.set_main_option("script_location", str(Path(pfms.__file__).parent / "migrations"))
+    config.set_main_option(
+        "script_location", str(Path(pfms.__file__).parent / "jobs" / "migrations")
+    )
     assert ScriptDirectory.from_config(config).get_current_head() == records_module._HEAD
 
 

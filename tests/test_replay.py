@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pfms.process import find_marked
+from pfms.processes.marks import find_marked
 from tests.command import finish, pfms, running
 from tests.conftest import Server, StartServer, eventually, image_of, nifti_bytes
 

@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 
-from pfms.process import WORKSPACE_MARK, find_marked
-from pfms.workspace import Workspace
+from pfms.processes.marks import WORKSPACE_MARK, find_marked
+from pfms.storage.workspace import Workspace
 from tests.conftest import Server, StartServer, eventually, nifti_bytes
 from tests.test_jobs_api import ended, events_of, show, submit, until
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pfms.process import JOB_MARK, find_marked
+from pfms.processes.marks import JOB_MARK, find_marked
 from tests.conftest import Server, StartServer, image_of, nifti_bytes, seed_model, spleen_of, start
 
 FAULTS = {

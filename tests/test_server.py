@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pfms.process import JOB_MARK, find_marked
+from pfms.processes.marks import JOB_MARK, find_marked
 from pfms.server import listen, url_of
 from tests.conftest import Server, StartServer, eventually, nifti_bytes
 from tests.wire import FORM, Wire, form, part

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pfms.plugin import ONEHOT
+from pfms.plugin.spleenseg import ONEHOT
 from tests.conftest import Server, StartServer, image_of, nifti_bytes, seed_model, spleen_of
 from tests.wire import FORM, Wire, form, part
 

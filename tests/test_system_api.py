@@ -13,7 +13,8 @@ import httpx
 import psutil
 import pytest
 
-from pfms import __version__, devices
+from pfms import __version__
+from pfms.executors import devices
 from tests.conftest import Server, StartServer, seed_model, start
 from tests.refused import check
 

@@ -23,7 +23,7 @@ from allpairspy import AllPairs
 from numpy.typing import NDArray
 
 from examples.phantoms import make_phantom
-from pfms.plugin import ONEHOT
+from pfms.plugin.spleenseg import ONEHOT
 from tests.conftest import ROOT, SHARED_DATA, Server, image_of, start_real
 from tests.niftis import nifti
 

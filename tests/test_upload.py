@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 
 from pfms.api.multipart import receive_file
 from pfms.errors import DiskFull, InvalidParameter, MissingFile, TooLarge
-from pfms.upload import Upload, UploadWriter, full_disk_is_told
+from pfms.storage.upload import Upload, UploadWriter, full_disk_is_told
 from tests.wire import BOUNDARY, form, part
 
 pytestmark = pytest.mark.anyio

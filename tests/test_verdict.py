@@ -5,10 +5,10 @@ from typing import Literal
 
 import pytest
 
-from pfms import plugin
 from pfms.errors import by_code
 from pfms.executors.base import PluginExit
-from pfms.verdict import final_exception, one_line
+from pfms.plugin import spleenseg
+from pfms.plugin.verdict import final_exception, one_line
 
 LOGS = Path(__file__).parent / "logs"  # of the real plugin, cut, its folders renamed
 
@@ -42,17 +42,19 @@ def ended(
 
 
 def test_a_good_end_with_a_segmentation_is_well() -> None:
-    assert plugin.cause_of(ended(0), log("complete"), onehot_written=True) == plugin.Verdict(None)
+    assert spleenseg.cause_of(ended(0), log("complete"), onehot_written=True) == spleenseg.Verdict(
+        None
+    )
 
 
 def test_a_good_end_without_a_segmentation_is_a_bad_result() -> None:
-    verdict = plugin.cause_of(ended(0), log("complete"), onehot_written=False)
+    verdict = spleenseg.cause_of(ended(0), log("complete"), onehot_written=False)
     assert verdict.error == "bad-result"
     assert not verdict.ok
 
 
 def test_a_short_stack_is_well_with_a_warning() -> None:
-    verdict = plugin.cause_of(ended(1), log("short_stack"), onehot_written=True)
+    verdict = spleenseg.cause_of(ended(1), log("short_stack"), onehot_written=True)
     assert verdict.ok
     assert "fewer than 21 slices" in verdict.warning
 
@@ -71,7 +73,7 @@ def test_a_short_stack_is_well_with_a_warning() -> None:
 def test_what_only_looks_like_a_short_stack_is_a_failure(
     end: PluginExit, text: str, written: bool
 ) -> None:
-    assert plugin.cause_of(end, text, written).error == "plugin-failed"
+    assert spleenseg.cause_of(end, text, written).error == "plugin-failed"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_what_only_looks_like_a_short_stack_is_a_failure(
 def test_the_cause_is_told_from_a_real_log(
     name: str, end: PluginExit, error: str, detail: str
 ) -> None:
-    verdict = plugin.cause_of(end, log(name), onehot_written=False)
+    verdict = spleenseg.cause_of(end, log(name), onehot_written=False)
     assert verdict.error == error
     assert detail in verdict.detail
     assert "\n" not in verdict.detail
@@ -124,7 +126,7 @@ def test_the_cause_is_told_from_a_real_log(
     ],
 )
 def test_causes_that_could_not_be_made_here_are_told_by_their_words(text: str, error: str) -> None:
-    assert plugin.cause_of(ended(1), text, onehot_written=False).error == error
+    assert spleenseg.cause_of(ended(1), text, onehot_written=False).error == error
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,7 @@ def test_causes_that_could_not_be_made_here_are_told_by_their_words(text: str, e
 def test_an_end_that_was_not_the_plugins_own_weighs_more_than_its_log(
     end: PluginExit, error: str, detail: str
 ) -> None:
-    verdict = plugin.cause_of(end, CUDA_OUT_OF_MEMORY, onehot_written=True)
+    verdict = spleenseg.cause_of(end, CUDA_OUT_OF_MEMORY, onehot_written=True)
     assert verdict.error == error
     assert verdict.detail.startswith(detail)
 
@@ -157,7 +159,7 @@ Traceback (most recent call last):
 FileNotFoundError: [Errno 2] No such file: '/srv/ws/jobs/2026-01-02-03-04-05-ab/input/model.pth'
 bye
 """
-    verdict = plugin.cause_of(ended(1), text, onehot_written=False)
+    verdict = spleenseg.cause_of(ended(1), text, onehot_written=False)
     assert verdict.detail == "FileNotFoundError: [Errno 2] No such file: 'input/model.pth'"
 
 

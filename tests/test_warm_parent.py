@@ -17,8 +17,8 @@ from pfms.executors import warm_link
 from pfms.executors.choice import make_executor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
-from pfms.marks import JOB_MARK, WORKSPACE_MARK, find_marked
-from pfms.plugin_command import PluginCommand, resolve_command
+from pfms.plugin.command import PluginCommand, resolve_command
+from pfms.processes.marks import JOB_MARK, WORKSPACE_MARK, find_marked
 from pfms.settings import load_settings
 from tests.conftest import PLUGINS, ROOT, StartServer, eventually, until
 from tests.house import House, a_house, lives
@@ -302,7 +302,7 @@ import asyncio, sys
 from pathlib import Path
 from pfms.executors.base import PluginRun
 from pfms.executors.warm import WarmExecutor
-from pfms.plugin_command import resolve_command
+from pfms.plugin.command import resolve_command
 
 async def main(plugin, root, mark):
     command = resolve_command(plugin)

@@ -17,14 +17,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pfms.weights import CHILD, CheckedWeights, check_weights
+from pfms.models.check import CheckedWeights, check_weights
+from pfms.programs import WEIGHTS_CHILD
 
 MAKER = Path(__file__).with_name("make_weights.py")
 Judge = Callable[[Path], dict[str, Any]]
 
 
 def judge_into(upload: Path, target: Path, *options: str) -> dict[str, Any]:
-    command = [sys.executable, *options, str(CHILD), str(upload), str(target)]
+    command = [sys.executable, *options, str(WEIGHTS_CHILD), str(upload), str(target)]
     run = subprocess.run(command, capture_output=True, check=True)
     assert run.stdout.count(b"\n") == 1
     verdict: dict[str, Any] = json.loads(run.stdout)

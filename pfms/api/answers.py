@@ -13,10 +13,10 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from pfms.archive import Archive
-from pfms.job import JOB_ID, Job, Resultant
+from pfms.jobs.archive import Archive
+from pfms.jobs.job import JOB_ID, Job, Resultant
 from pfms.service import Service
-from pfms.workspace import discard
+from pfms.storage.workspace import discard
 
 NIFTI = "application/octet-stream"
 _RANGE = re.compile(

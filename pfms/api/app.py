@@ -14,7 +14,7 @@ from pfms.api.origins import check_origin
 from pfms.api.schemas import Problem
 from pfms.executors.base import Executor
 from pfms.executors.choice import make_executor
-from pfms.plugin_command import resolve_command
+from pfms.plugin.command import resolve_command
 from pfms.service import Service
 from pfms.settings import Settings
 

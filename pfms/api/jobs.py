@@ -24,8 +24,8 @@ from pfms.api.answers import (
 )
 from pfms.api.problems import responses
 from pfms.api.schemas import JobPage, JobView
-from pfms.job import ENDED, Resultant, State
-from pfms.records import Event
+from pfms.jobs.job import ENDED, Resultant, State
+from pfms.jobs.table import Event
 from pfms.service import Service
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])

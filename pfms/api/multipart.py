@@ -7,7 +7,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from pfms.errors import InvalidParameter, MissingFile, TooLarge
-from pfms.upload import Upload, UploadWriter
+from pfms.storage.upload import Upload, UploadWriter
 
 _FIELD = b"file"
 _OTHERS_LIMIT = 1 << 20  # bytes of headers and other fields that are read past

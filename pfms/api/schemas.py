@@ -5,10 +5,19 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from pfms.archive import JobStatus
 from pfms.executors.base import Progress
-from pfms.job import CHRIS_STATUS, Cause, Job, ModelUsed, Resultant, Segmentation, State, VolumeSent
-from pfms.workspace import iso, utc_now
+from pfms.jobs.archive import JobStatus
+from pfms.jobs.job import (
+    CHRIS_STATUS,
+    Cause,
+    Job,
+    ModelUsed,
+    Resultant,
+    Segmentation,
+    State,
+    VolumeSent,
+)
+from pfms.storage.workspace import iso, utc_now
 
 
 class Problem(BaseModel):

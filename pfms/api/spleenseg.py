@@ -12,9 +12,9 @@ from pfms.api.answers import HEADERS, LOCATION, NIFTI, Uses, job_headers, result
 from pfms.api.multipart import OPENAPI_BODY, check_body, receive_file
 from pfms.api.problems import responses
 from pfms.api.schemas import Devices, JobView, ModelInfo, ModelList, ModelStored
-from pfms.intake import Wish
-from pfms.job import Job, Resultant
-from pfms.models import MODEL_ID, valid_model_id
+from pfms.jobs.intake import Wish
+from pfms.jobs.job import Job, Resultant
+from pfms.models.store import MODEL_ID, valid_model_id
 from pfms.service import Service
 
 router = APIRouter(prefix="/spleenseg", tags=["spleenseg"])

@@ -27,10 +27,10 @@ def demo(
     ] = False,
 ) -> None:
     """Segment a phantom by the real plugin behind a real server, step by step."""
-    from pfms.client import ClientError
+    from pfms.client.transport import ClientError
     from pfms.commands.progress import display
-    from pfms.demo import EXAMPLES, SEED, DemoFailed, ending, this_command
-    from pfms.demo import demo as run
+    from pfms.local.demo import EXAMPLES, SEED, DemoFailed, ending, this_command
+    from pfms.local.demo import demo as run
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)

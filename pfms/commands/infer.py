@@ -16,7 +16,8 @@ from pfms.commands.output import (
 )
 
 if TYPE_CHECKING:
-    from pfms.client import Json, PfmsClient, Update
+    from pfms.client.client import PfmsClient
+    from pfms.client.transport import Json, Update
 
 _NAMES = {"labels": "spleen", "onehot": "onehot", "logits": "logits"}
 
@@ -80,7 +81,7 @@ def _target(volume: Path, out: Path | None, resultant: str) -> Path:
 
 def _cancelled(client: "PfmsClient", last: "Update | None") -> tuple[str, str]:
     """Cancel what was started; what to say of it."""
-    from pfms.client import ClientError
+    from pfms.client.transport import ClientError
 
     if last is not None and last.stage == "checking":
         remedy = "If it was accepted, `pfms jobs list` shows it."

@@ -18,7 +18,7 @@ from pfms.commands.output import (
 )
 
 if TYPE_CHECKING:
-    from pfms.client import Json
+    from pfms.client.transport import Json
 
 app = typer.Typer(
     help="The jobs of a server: list, show, log, cancel, rm; reindex of a workspace.",
@@ -136,9 +136,9 @@ def reindex(
     ] = None,
 ) -> None:
     """Build the jobs table of a workspace anew from its folders. No server may use it."""
-    from pfms.records import Records
+    from pfms.jobs.table import Records
     from pfms.settings import load_settings
-    from pfms.workspace import Workspace
+    from pfms.storage.workspace import Workspace
 
     place = Workspace(load_settings(workspace=workspace).workspace)
     if not place.jobs.is_dir():

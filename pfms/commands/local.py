@@ -9,16 +9,16 @@ import typer
 from pfms.commands.output import FAILED, INTERRUPTED, fail, print_json, sentence
 
 if TYPE_CHECKING:
-    from pfms.doctor import Check
-    from pfms.replay import Replay
+    from pfms.local.doctor_plugin import Check
+    from pfms.local.replay import Replay
 
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def replay(folder: Path, *, keep: bool, as_json: bool) -> None:
     """Run a job again and say what came of it."""
-    from pfms.replay import CannotReplay
-    from pfms.replay import replay as run
+    from pfms.local.replay import CannotReplay
+    from pfms.local.replay import replay as run
 
     def started() -> None:
         typer.echo(f"running {folder / 'command.sh'} again ...", err=True)
@@ -63,8 +63,9 @@ def told(outcome: "Replay") -> list[str]:
 
 def doctor(overrides: dict[str, Any], *, as_json: bool) -> None:
     """Examine this machine and print what was found."""
-    from pfms.doctor import Check, examine
     from pfms.errors import StartError
+    from pfms.local.doctor import examine
+    from pfms.local.doctor_plugin import Check
     from pfms.settings import load_settings
 
     try:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from pfms.client import PfmsClient, PfmsProblem
+    from pfms.client.client import PfmsClient
+    from pfms.client.transport import PfmsProblem
 
 FAILED = 1  # the run did
 USAGE = 2  # or refused by the server: the caller can mend it
@@ -38,7 +39,8 @@ def sentence(text: str) -> str:
 @contextmanager
 def server_client(url: str) -> Iterator["PfmsClient"]:
     """A client of the server at `url`; its errors end the command with their exit code."""
-    from pfms.client import PfmsClient, PfmsProblem, Unreachable
+    from pfms.client.client import PfmsClient
+    from pfms.client.transport import PfmsProblem, Unreachable
 
     try:
         client = PfmsClient(url)

@@ -3,13 +3,13 @@
 import logging
 import sys
 
-from pfms.attempt import run_environment
 from pfms.executors.base import Executor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
-from pfms.plugin_command import PluginCommand
+from pfms.jobs.attempt import run_environment
+from pfms.plugin.command import PluginCommand
 from pfms.settings import Settings
-from pfms.workspace import Workspace
+from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 

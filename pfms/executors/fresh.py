@@ -2,7 +2,8 @@
 
 from pfms.executors.base import OnProgress, PluginExit, PluginRun
 from pfms.executors.stages import stages_told
-from pfms.process import WORKSPACE_MARK, run_in_group
+from pfms.processes.marks import WORKSPACE_MARK
+from pfms.processes.run import run_in_group
 
 
 class FreshExecutor:

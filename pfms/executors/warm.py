@@ -9,12 +9,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from pfms import plugin
 from pfms.executors.base import OnProgress, PluginExit, PluginRun
 from pfms.executors.stages import stages_told
 from pfms.executors.warm_link import ParentFailed, WarmParent
-from pfms.plugin_command import PACKAGE, PluginCommand
-from pfms.process import WORKSPACE_MARK, run_child
+from pfms.plugin import spleenseg
+from pfms.plugin.command import PACKAGE, PluginCommand
+from pfms.processes.marks import WORKSPACE_MARK
+from pfms.processes.run import run_child
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class WarmExecutor:
             "script": script,
             "package": PACKAGE,
             "grace": _END_GRACE,
-            "adaptations": [step.name for step in plugin.adaptations(without)],
+            "adaptations": [step.name for step in spleenseg.adaptations(without)],
         }
         self._pause_seconds = pause_seconds
         self._poll_seconds = poll_seconds

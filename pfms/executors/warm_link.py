@@ -11,18 +11,18 @@ import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
-from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
 from pfms.executors.base import PluginRun, Progress
-from pfms.marks import JOB_MARK
-from pfms.process import Child, ChildLost, child_environment, open_log
+from pfms.processes.kill import Child, ChildLost
+from pfms.processes.marks import JOB_MARK
+from pfms.processes.run import child_environment, open_log
+from pfms.programs import WARM_PARENT
 
 log = logging.getLogger(__name__)
 
-_PROGRAM = Path(__file__).with_name("warm_parent.py")
 _BLANK_MARK = "-" * 128  # room for a job's ID
 _PACKET = 1 << 20  # bytes; more than a socket takes
 _FORK_SECONDS = 20.0  # until a forked child has said so; ordinarily milliseconds
@@ -114,7 +114,7 @@ class WarmParent:
         try:
             process = await asyncio.create_subprocess_exec(
                 interpreter,
-                str(_PROGRAM),
+                str(WARM_PARENT),
                 str(theirs.fileno()),
                 env=whole,
                 pass_fds=[theirs.fileno()],

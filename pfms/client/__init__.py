@@ -1,0 +1,6 @@
+"""The HTTP client: what the command line uses, and other programs can."""
+
+from pfms.client.client import JobEvent, PfmsClient
+from pfms.client.transport import ClientError, Json, PfmsProblem, Unreachable, Update
+
+__all__ = ["ClientError", "JobEvent", "Json", "PfmsClient", "PfmsProblem", "Unreachable", "Update"]

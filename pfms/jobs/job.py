@@ -1,0 +1,171 @@
+"""The record of one run, and the one table of the states it can take."""
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pfms.errors import JobNotFound, PfmsError, by_code
+from pfms.storage.workspace import iso, utc_now
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Resultant = Literal["labels", "onehot", "logits"]
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    "queued": frozenset({"running", "failed", "cancelled"}),
+    # back to queued only when the server stops or dies under it
+    "running": frozenset({"succeeded", "failed", "cancelled", "queued"}),
+    "succeeded": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+ENDED: frozenset[State] = frozenset(state for state, after in TRANSITIONS.items() if not after)
+
+CHRIS_STATUS: dict[State, str] = {
+    "queued": "notStarted",
+    "running": "started",
+    "succeeded": "finishedSuccessfully",
+    "failed": "finishedWithError",
+    "cancelled": "cancelled",
+}
+
+JOB_ID = re.compile(r"\d{4}(-\d\d){5}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def valid_job_id(text: str) -> str:
+    """`text`, if it can be a job's ID and so the name of its folder.
+
+    Raises:
+        JobNotFound: It cannot, so no job has it.
+    """
+    if not JOB_ID.fullmatch(text):
+        raise JobNotFound("No job has this ID.")
+    return text
+
+
+class Record(BaseModel):
+    """Frozen, and strict about what it holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelUsed(Record):
+    """The weights of a run, as they were when it was accepted."""
+
+    modelID: str
+    sha256: str
+
+
+class VolumeSent(Record):
+    """The volume, as it was uploaded: never its file name or header texts.
+
+    `size` in bytes and `sha256` are of the upload; `shape` (x, y, z), `spacing` in mm;
+    `minimum` and `maximum` are of the scaled voxels.
+    """
+
+    size: int
+    sha256: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    orientation: str
+    dtype: str
+    minimum: float
+    maximum: float
+    warnings: list[str] = Field(default_factory=list)
+
+
+class Segmentation(Record):
+    """What came out. `voxels_sha256` is of the labels' bytes, unpacked, in file order."""
+
+    sha256: str
+    voxels_sha256: str
+    size: int
+    spleen_voxels: int
+    spleen_ml: float
+
+
+class Cause(Record):
+    """Why there is no result, in the words of `errors`."""
+
+    code: str
+    title: str
+    detail: str
+    remedy: str
+
+    @classmethod
+    def of(cls, error: PfmsError) -> "Cause":
+        """The cause that an error stands for."""
+        return cls(code=error.code, title=error.title, detail=error.detail, remedy=error.remedy)
+
+    def error(self, job: str) -> PfmsError:
+        """The error that this cause stands for."""
+        return by_code(self.code)(self.detail, self.remedy, job=job)
+
+
+class Job(Record):
+    """One run. Times are UTC (ISO 8601); `revision` grows with each change.
+
+    `held` says that a plain blocking call waits for it, and that it is cancelled with its client.
+    `attempts` are starts that a stop of the server did not take back.
+    `idempotency_key` is kept with the `fingerprint` of the request it stands for.
+    """
+
+    id: str
+    revision: int = 1
+    state: State = "queued"
+    created_at: str
+    started_at: str | None = None
+    ended_at: str | None = None
+    purged_at: str | None = None
+    model: ModelUsed
+    volume: VolumeSent
+    resultant: Resultant
+    device: str | None = None
+    executor: str | None = None
+    command: list[str] = Field(default_factory=list)
+    environment: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    attempts: int = 0
+    exit_code: int | None = None
+    seconds: float | None = None
+    held: bool = False
+    cancel_requested: bool = False
+    rerun_of: str | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    warnings: list[str] = Field(default_factory=list)
+    segmentation: Segmentation | None = None
+    error: Cause | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing changes its state any more."""
+        return self.state in ENDED
+
+    @property
+    def logits(self) -> bool:
+        """Whether the run makes the plugin's own volumes too."""
+        return self.resultant == "logits"
+
+    def changed(self, **fields: Any) -> "Job":
+        """A copy with other fields and the next revision; the state stays."""
+        if "state" in fields:
+            raise ValueError("a state changes by moved()")
+        return self._next(fields)
+
+    def moved(self, state: State, **fields: Any) -> "Job":
+        """A copy in another state, with its time noted, and the next revision.
+
+        Raises:
+            ValueError: The table has no such step: a bug, never the caller's fault.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise ValueError(f"a job does not go from {self.state} to {state}")
+        now = iso(utc_now())
+        times: dict[str, str | None] = {"ended_at": now}
+        if state not in ENDED:
+            times = {"started_at": now if state == "running" else None}
+        return self._next({"state": state, **times, **fields})
+
+    def _next(self, fields: dict[str, Any]) -> "Job":
+        return Job.model_validate({**self.__dict__, **fields, "revision": self.revision + 1})

@@ -1,0 +1,238 @@
+"""Runs a job's saved command again, and says whether the voxels are those of its record."""
+
+import asyncio
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from pfms.errors import PfmsError, by_code
+from pfms.executors.base import PluginExit
+from pfms.jobs.job import Job, Segmentation
+from pfms.plugin import spleenseg
+from pfms.plugin.command import versions
+from pfms.processes.run import run_in_group
+from pfms.storage.workspace import JobTree, discard, utc_now
+from pfms.volumes.labels import LabelFacts, write_labels
+from pfms.volumes.reader import NiftiReader
+
+_TAIL = 64 << 10  # bytes of the log in which the cause of a failure is looked for
+_SECONDS = 7 * 24 * 3600.0  # a person waits, and has Ctrl-C
+_GRACE_SECONDS = 2.0
+
+
+class CannotReplay(Exception):
+    """The folder is none that can be run again.
+
+    Attributes:
+        detail: Why, one sentence.
+        remedy: What to do about it, one sentence.
+    """
+
+    def __init__(self, detail: str, remedy: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two label volumes: how many of all voxels differ, and their Dice (1 where both are empty).
+
+    `voxels` counts those of one volume.
+    """
+
+    differing: int
+    voxels: int
+    dice: float
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of running a job again.
+
+    Attributes:
+        job: Its ID.
+        same: The voxels are those of the record.
+        seconds: The rerun took.
+        recorded_sha256: Of the labels' voxels, by the record.
+        voxels_sha256: Of the rerun's; None where it failed.
+        error: Why it failed, one line; None where it did not.
+        difference: Between both results, where they differ and the recorded one is in the folder.
+        changed: What is not as in the record, by name: as it was, as it is.
+        rerun: The folder of what the rerun wrote; None where it was removed.
+    """
+
+    job: str
+    same: bool
+    seconds: float
+    recorded_sha256: str
+    voxels_sha256: str | None = None
+    error: str | None = None
+    difference: Difference | None = None
+    changed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    rerun: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def replay(
+    folder: Path, *, keep: bool = False, on_start: Callable[[], None] | None = None
+) -> Replay:
+    """Run `command.sh` of a job's folder into a fresh folder in it, and compare.
+
+    Args:
+        folder: Of a job, or of an unpacked bundle with its voxels.
+        keep: Leave what the rerun wrote, even where it is the same.
+        on_start: Called when nothing is in the way.
+
+    Raises:
+        CannotReplay: It is no such folder, its job has no result, or its voxels are gone.
+        KeyboardInterrupt: The rerun was interrupted; none of its processes is left.
+    """
+    tree = JobTree(folder.absolute())
+    job, recorded = _recorded(tree)
+    rerun = tree.root / f"rerun-{utc_now():%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
+    try:
+        rerun.mkdir()
+    except OSError as error:
+        raise CannotReplay(
+            f"the rerun cannot be written to {tree.root}: {error.strerror}", "Copy the folder."
+        ) from None
+    if on_start is not None:
+        on_start()
+    kept = False
+    try:
+        plugin_exit = asyncio.run(_run(tree, rerun))
+        facts, failure = _judge(tree, rerun, plugin_exit)
+        same = facts is not None and facts.voxels_sha256 == recorded.voxels_sha256
+        kept = keep or not same
+        return Replay(
+            job=job.id,
+            same=same,
+            seconds=round(plugin_exit.seconds, 3),
+            recorded_sha256=recorded.voxels_sha256,
+            voxels_sha256=facts.voxels_sha256 if facts else None,
+            error=failure,
+            difference=None if same or facts is None else _difference(tree, rerun),
+            changed={} if same else _changed(tree, job),
+            rerun=str(rerun) if kept else None,
+        )
+    finally:
+        if not kept:
+            discard(rerun)
+
+
+def _recorded(tree: JobTree) -> tuple[Job, Segmentation]:
+    """The record of a job that can be run again.
+
+    Raises:
+        CannotReplay: It cannot.
+    """
+    try:
+        job = Job.model_validate_json(tree.record.read_bytes())
+    except OSError:
+        raise CannotReplay(
+            f"{tree.root} is no job's folder: it has no job.json",
+            "Name a folder below jobs/ of a workspace, or an unpacked bundle.",
+        ) from None
+    except ValueError:
+        raise CannotReplay(
+            f"the job.json in {tree.root} is damaged, or of another version of pfms",
+            "command.sh runs it again without a record.",
+        ) from None
+    if job.segmentation is None:
+        why = f" ({job.error.code})" if job.error else ""
+        raise CannotReplay(
+            f"the job has no result to compare with: it is {job.state}{why}",
+            "command.sh runs it again, if it has run at all.",
+        )
+    missing = [
+        str(file.relative_to(tree.root))
+        for file in (tree.command, tree.volume, tree.model)
+        if not file.is_file()
+    ]
+    if missing:
+        purged = "its voxels were purged: " if job.purged_at else ""
+        raise CannotReplay(
+            f"the job cannot be run again: {purged}{', '.join(missing)} is not there",
+            "A bundle with ?voxels=true holds all that is needed.",
+        )
+    return job, job.segmentation
+
+
+async def _run(tree: JobTree, rerun: Path) -> PluginExit:
+    # Beside our own Python first, as the service looks for the plugin.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+    return await run_in_group(
+        ("/bin/sh", str(tree.command), str(rerun / spleenseg.OUTPUTDIR)),
+        job=f"replay-{uuid4()}",
+        cwd=tree.root,
+        environment={"PATH": path},
+        log_file=rerun / tree.log.name,
+        time_limit=_SECONDS,
+        grace=_GRACE_SECONDS,
+    )
+
+
+def _judge(
+    tree: JobTree, rerun: Path, plugin_exit: PluginExit
+) -> tuple[LabelFacts | None, str | None]:
+    """The labels of the rerun, or why there are none; as the service judges a run."""
+    onehot = rerun / spleenseg.ONEHOT
+    log = rerun / tree.log.name
+    tail = log.read_bytes()[-_TAIL:].decode(errors="replace")
+    verdict = spleenseg.cause_of(plugin_exit, tail, onehot.is_file(), root=str(tree.root))
+    own = [line for line in tail.splitlines() if line.startswith("command.sh: ")]
+    if plugin_exit.code and own:  # the script itself gave up: the plugin is not there, say
+        return None, own[-1]
+    try:
+        if verdict.error is not None:
+            raise by_code(verdict.error)(verdict.detail)
+        return write_labels(onehot, tree.volume, rerun / tree.segmentation.name), None
+    except PfmsError as error:
+        return None, f"{error.code}: {error.detail}"
+
+
+def _difference(tree: JobTree, rerun: Path) -> Difference | None:
+    """Between the recorded labels and those of the rerun, if the former are there and readable."""
+    if not tree.segmentation.is_file():
+        return None
+    differing = common = marked = 0
+    try:
+        with (
+            NiftiReader(tree.segmentation) as then,
+            NiftiReader(rerun / tree.segmentation.name) as now,
+        ):
+            voxels = prod(then.shape)
+            if then.shape != now.shape:
+                return None
+            for one, other in zip(then.values(voxels), now.values(voxels), strict=True):
+                differing += int(np.count_nonzero(one != other))
+                common += int(np.count_nonzero((one != 0) & (other != 0)))
+                marked += int(np.count_nonzero(one)) + int(np.count_nonzero(other))
+    except PfmsError:
+        return None
+    return Difference(differing, voxels, 2 * common / marked if marked else 1.0)
+
+
+def _changed(tree: JobTree, job: Job) -> dict[str, tuple[str, str]]:
+    """What decides about the voxels and is not as in the record."""
+    now = versions()
+    with tree.model.open("rb") as file:
+        now["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+    then = {**job.versions, "weights": job.model.sha256}
+    return {
+        name: (then.get(name, "none"), now.get(name, "none"))
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    }

@@ -1,0 +1,1 @@
+"""Weights: how an upload is checked, and where it is kept."""

@@ -1,0 +1,136 @@
+"""Asks the child program, `weights_child.py`, what an upload is: torch stays out of this one."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+from asyncio import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pfms.errors import DiskFull, NotAModel, PfmsError
+from pfms.processes.kill import to_the_end
+from pfms.programs import WEIGHTS_CHILD
+
+logger = logging.getLogger(__name__)
+
+CHILD_SECONDS = 120.0
+"""It takes 3 to 5 seconds; a busy machine may take several times that."""
+
+# What the child needs of the server's environment, and no more: it opens a stranger's file.
+PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TMPDIR|TZ|LD_LIBRARY_PATH|VIRTUAL_ENV"
+    r"|PYTHONPATH|PYTHONUSERBASE|MPLCONFIGDIR|XDG_CACHE_HOME"
+)
+TAIL_BYTES = 16384
+ASK_DOCTOR = "Tell the operator of this server: `pfms doctor` says what is missing."
+DEATHS = {
+    signal.SIGKILL: "Opening the file took more memory than there is.",
+    signal.SIGXCPU: "Opening the file took far longer than weights of this network ever do.",
+    signal.SIGSEGV: "The file is damaged: torch crashes when it opens it.",
+    signal.SIGBUS: "The file is damaged: torch crashes when it opens it.",
+    signal.SIGABRT: "The file is damaged: torch crashes when it opens it.",
+}
+
+
+@dataclass(frozen=True)
+class CheckedWeights:
+    """Weights that fit the plugin's network, as the child wrote them.
+
+    Attributes:
+        sha256: Of the file that it wrote.
+        size: Of that file, bytes.
+        warnings: What a user should know, one sentence each.
+    """
+
+    sha256: str
+    size: int
+    warnings: tuple[str, ...]
+
+
+async def check_weights(
+    interpreter: Sequence[str], upload: Path, target: Path, time_limit: float = CHILD_SECONDS
+) -> CheckedWeights:
+    """Compare `upload` with the plugin's network and write it to `target` as plain float32.
+
+    On an error, or a cancel, the child is gone, and `target` may hold a part that is of no use.
+
+    Args:
+        interpreter: How to start the Python that has the plugin.
+        upload: What was sent; only read.
+        target: Where the weights go.
+        time_limit: Seconds after which the child is ended.
+
+    Raises:
+        NotAModel: It is no state dict that fits.
+        DiskFull: There is no room for `target`.
+        PfmsError: The plugin cannot be asked.
+    """
+    try:
+        child = await subprocess.create_subprocess_exec(
+            *(*interpreter, str(WEIGHTS_CHILD), str(upload), str(target)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise PfmsError("The plugin's Python cannot be started.", ASK_DOCTOR) from error
+    try:
+        async with asyncio.timeout(time_limit):
+            said, complaint = await _listen(child)
+    except TimeoutError:
+        raise NotAModel(f"Looking at the file took more than {time_limit:g} seconds.") from None
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            await to_the_end(_listen(child))
+    return _judged(child.returncode, said, complaint)
+
+
+def _environment() -> dict[str, str]:
+    # monai asks for the user's name, which a UID without a passwd entry has only from here.
+    passed_on = {name: text for name, text in os.environ.items() if PASSED_ON.fullmatch(name)}
+    return {"USER": "pfms", **passed_on, "CUDA_VISIBLE_DEVICES": ""}
+
+
+async def _listen(child: subprocess.Process) -> tuple[bytes, bytes]:
+    """The last of its stdout and stderr, once it has ended."""
+    said, complaint = await asyncio.gather(_tail(child.stdout), _tail(child.stderr))
+    await child.wait()
+    return said, complaint
+
+
+async def _tail(stream: asyncio.StreamReader | None) -> bytes:
+    kept = b""
+    while stream and (piece := await stream.read(65536)):
+        kept = (kept + piece)[-TAIL_BYTES:]
+    return kept
+
+
+def _judged(code: int | None, said: bytes, complaint: bytes) -> CheckedWeights:
+    """The verdict, or where there is none, what the child died of."""
+    try:
+        verdict: dict[str, Any] = json.loads(said)
+        if verdict["ok"]:
+            return CheckedWeights(
+                str(verdict["sha256"]), int(verdict["size"]), tuple(verdict["warnings"])
+            )
+        kind, detail = str(verdict["code"]), str(verdict["detail"])
+    except (ValueError, KeyError, TypeError):
+        kind, detail = "died", f"The look at the file ended without an answer (exit {code})."
+        if code is not None and -code in DEATHS:
+            kind, detail = "not-a-model", DEATHS[signal.Signals(-code)]
+    if kind == "not-a-model":
+        raise NotAModel(detail)
+    logger.error("%s: %s\n%s", WEIGHTS_CHILD.name, detail, complaint.decode(errors="replace"))
+    if kind == "disk-full":
+        raise DiskFull(detail)
+    raise PfmsError(detail, ASK_DOCTOR)

@@ -1,0 +1,1 @@
+"""The plugin: how it is called, what it writes, and what its end means."""

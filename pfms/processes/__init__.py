@@ -1,0 +1,1 @@
+"""Process groups: start one, know it by its marks, end it whole."""

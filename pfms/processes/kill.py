@@ -1,0 +1,168 @@
+"""The end of a run's processes: TERM to the group, a grace time, KILL; then what escaped it."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, Protocol, TypeVar
+
+import psutil
+
+from pfms.processes.marks import JOB_MARK, Marked, find_marked
+
+log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.02
+_KILL_SECONDS = 1.0  # in which the kernel ends what was sent a KILL
+_LEFTOVER_SECONDS = 0.2  # between TERM and KILL for what a run that has ended leaves behind
+
+
+class Child(Protocol):
+    """A process that leads a group of its own: asyncio's `Process`, or one that another forked."""
+
+    @property
+    def pid(self) -> int:
+        """Its ID, and its group's."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Negative where a signal ended it; None while it runs."""
+
+    async def wait(self) -> int:
+        """The return code, when it has ended; may raise `ChildLost`.
+
+        Who started it reaps it. The kernel may still be taking back its memory: a fifth of a
+        second for the plugin's 2 GB.
+        """
+
+
+class ChildLost(Exception):
+    """Who started the process, and would have reaped it, is gone."""
+
+
+async def end_run(process: Child | None, job: str, grace: float) -> None:
+    """End what is left of a run."""
+    if process is not None:
+        if process.returncode is None:
+            await _in_own_thread(_end_group, process.pid, grace)
+        else:
+            await _in_own_thread(_end_group, process.pid, _LEFTOVER_SECONDS, process.pid)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILL_SECONDS):
+                with contextlib.suppress(ChildLost):
+                    await process.wait()
+                await _in_own_thread(_reap_adopted, process.pid)
+    await end_marked(JOB_MARK, job)
+
+
+def _end_group(group: int, grace: float, ended: int | None = None) -> None:
+    """End all of it; `ended` is a process that has ended, though it may still be there."""
+    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
+        try:
+            os.killpg(group, number)  # all at once: none can fork away from it
+        except ProcessLookupError:
+            return
+        except PermissionError:
+            log.error("process group %d has taken another user's rights", group)
+            return
+        until = time.monotonic() + seconds
+        while _group_lives(group, ended) and time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+    if _group_lives(group, ended):
+        log.error("process group %d does not end: it hangs in the kernel", group)
+
+
+def _reap_adopted(group: int) -> None:
+    """Where we are a container's PID 1, the orphans of a group that was ended are ours to reap."""
+    until = time.monotonic() + _KILL_SECONDS
+    with contextlib.suppress(ChildProcessError):  # there are none, or none any more
+        while os.waitpid(-group, os.WNOHANG)[0] or time.monotonic() < until:
+            time.sleep(_POLL_SECONDS)
+
+
+def _group_lives(group: int, ended: int | None) -> bool:
+    """Whether more than the dead, and the one that has ended, is in it.
+
+    One that forks all the time may be missed by the look around, and is ended by the KILL.
+    """
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    # It counts the dead whom nobody has reaped yet: a container's PID 1 may never do so.
+    return any(_lives(pid) for pid in psutil.pids() if pid != ended and _group_of(pid) == group)
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
+
+
+async def end_marked(name: str, value: str) -> int:
+    """Kill all processes that were started with `name` set to `value`; how many there were."""
+    return await _in_own_thread(_kill_marked, name, value)
+
+
+def _kill_marked(name: str, value: str) -> int:
+    killed: set[Marked] = set()
+    until = time.monotonic() + _KILL_SECONDS
+    while found := find_marked(name, value):
+        if time.monotonic() > until:
+            log.error("processes %s do not end", [marked.pid for marked in found])
+            break
+        for marked in found:
+            _kill(marked)
+        killed.update(found)
+        time.sleep(_POLL_SECONDS)
+    for group in {marked.group for marked in killed} - {os.getpgid(0)}:
+        _reap_adopted(group)
+    return len(killed)
+
+
+def _kill(marked: Marked) -> None:
+    if marked.group != os.getpgid(0):  # each run began a session, so its groups are its own
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # at once: one by one, they could fork faster than they are found
+            os.killpg(marked.group, signal.SIGKILL)
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(marked.pid)
+        if process.create_time() == marked.create_time:
+            process.kill()
+
+
+def _in_own_thread(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> Awaitable[T]:
+    """Not in one of the loop's few threads, which a few graces would keep from all other work."""
+    thread = ThreadPoolExecutor(1, "pfms-process")
+    future = asyncio.get_running_loop().run_in_executor(thread, lambda: function(*args, **named))
+    thread.shutdown(wait=False)
+    return future
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Await it to its end, though the task that does so be cancelled: that is raised after it."""
+    future = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return future.result()
+    if not future.cancelled() and (failure := future.exception()) is not None:
+        log.error("it was cancelled, and failed at its end", exc_info=failure)
+    raise cancelled

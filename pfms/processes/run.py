@@ -1,0 +1,190 @@
+"""One process group: start it, log to a file, end it whole: TERM, a grace time, KILL.
+
+The group is that of the session which a run begins. A process that left it by `setsid`, or that
+outlived its server, is known by the marks in its environment; a PID alone identifies nothing.
+"""
+
+import asyncio
+import errno
+import os
+import signal
+import time
+from asyncio.subprocess import DEVNULL, STDOUT
+from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
+
+from pfms.executors.base import PluginExit
+from pfms.processes.kill import Child, ChildLost, end_marked, end_run, to_the_end
+from pfms.processes.marks import JOB_MARK, WORKSPACE_MARK, Marked, find_marked
+
+__all__ = [
+    "JOB_MARK",
+    "WORKSPACE_MARK",
+    "Child",
+    "ChildLost",
+    "Marked",
+    "child_environment",
+    "end_marked",
+    "find_marked",
+    "open_log",
+    "run_child",
+    "run_in_group",
+    "to_the_end",
+]
+
+# The machine had no room for one more process or file just then: not the run's fault.
+_NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+# A service manager that stops us tells all our processes at once: not the run's fault either.
+_TOLD_TO_END = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The server's own environment without its settings and marks, and `extra` on top."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PFMS_")}
+    return {**own, **extra}
+
+
+async def run_in_group(
+    argv: Sequence[str],
+    *,
+    job: str,
+    cwd: Path,
+    environment: Mapping[str, str],
+    log_file: Path,
+    time_limit: float,
+    grace: float,
+) -> PluginExit:
+    """Run a program to its end, in a process group of its own.
+
+    When this returns or raises, no process of the group is left and none that carries the job's
+    mark: at the latest `grace` and about a second after the time limit or the cancel, however
+    often the task is cancelled.
+
+    Args:
+        argv: The command line.
+        job: The job's ID, for the mark.
+        cwd: The working directory.
+        environment: What is set on top of `child_environment`.
+        log_file: stdout and stderr are appended to it; stdin is empty.
+        time_limit: Seconds from the start.
+        grace: Seconds between TERM and KILL.
+
+    Raises:
+        asyncio.CancelledError: The task was cancelled.
+        OSError: The log cannot be opened.
+    """
+    return await run_child(
+        _spawn(argv, cwd, {**environment, JOB_MARK: job}, log_file),
+        job=job,
+        command=argv[0],
+        cwd=cwd,
+        time_limit=time_limit,
+        grace=grace,
+    )
+
+
+async def run_child(
+    spawning: Awaitable[Child | OSError],
+    *,
+    job: str,
+    command: str,
+    cwd: Path,
+    time_limit: float,
+    grace: float,
+) -> PluginExit:
+    """What `run_in_group` promises, whoever starts the process.
+
+    Args:
+        spawning: Gives the process, or why there is none; never cancelled. It may raise.
+        job: The job's ID, which marks the process.
+        command: What could not be started, for the message.
+        cwd: The working directory, likewise.
+        time_limit: Seconds from the start.
+        grace: Seconds between TERM and KILL.
+    """
+    started = time.monotonic()
+    timed_out, lost = False, ""
+    spawn = asyncio.ensure_future(spawning)
+    try:
+        process = await to_the_end(spawn)
+        if isinstance(process, OSError):
+            return _not_started(process, command, cwd, time.monotonic() - started)
+        try:
+            async with asyncio.timeout(time_limit - (time.monotonic() - started)):
+                await process.wait()
+        except TimeoutError:
+            timed_out = True
+    except ChildLost as error:
+        lost = str(error)
+    finally:
+        child = _child_of(spawn)
+        await to_the_end(end_run(child, job, grace))
+    seconds = time.monotonic() - started
+    if lost or child is None:
+        return PluginExit(None, None, seconds, "executor", lost)
+    return _ended(child.returncode, timed_out, seconds)
+
+
+def open_log(path: Path) -> int:
+    """A file descriptor that appends to a log. It blocks; the caller closes it."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
+
+
+async def _spawn(
+    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], log_file: Path
+) -> Child | OSError:
+    """The process, or why there is none."""
+    output = await asyncio.to_thread(open_log, log_file)
+    try:
+        return await asyncio.create_subprocess_exec(
+            *argv,
+            cwd=cwd,
+            env=child_environment(environment),
+            stdin=DEVNULL,
+            stdout=output,
+            stderr=STDOUT,
+            start_new_session=True,
+            umask=0o007,  # as the server's own
+        )
+    except OSError as error:
+        return error
+    finally:
+        os.close(output)
+
+
+def _child_of(spawn: asyncio.Future[Child | OSError]) -> Child | None:
+    if spawn.cancelled() or spawn.exception() is not None:
+        return None
+    return None if isinstance(child := spawn.result(), OSError) else child
+
+
+def _not_started(error: OSError, command: str, cwd: Path, seconds: float) -> PluginExit:
+    name = Path(command).name
+    if isinstance(error, FileNotFoundError) and str(error.filename) == str(cwd):
+        message = "The job's folder is not there."
+    elif isinstance(error, FileNotFoundError):
+        message = f"'{name}', or the interpreter that its first line names, is not there."
+    elif isinstance(error, PermissionError):
+        message = f"'{name}' may not be executed."
+    else:
+        message = f"'{name}' could not be started: {error.strerror}."
+    return PluginExit(
+        code=None,
+        signal=None,
+        seconds=seconds,
+        ended_by="executor" if error.errno in _NO_ROOM else "not-started",
+        message=message,
+    )
+
+
+def _ended(returncode: int | None, timed_out: bool, seconds: float) -> PluginExit:
+    code = -signal.SIGKILL if returncode is None else returncode  # it hangs in the kernel
+    number = -code if code < 0 else None
+    told = not timed_out and number in _TOLD_TO_END
+    return PluginExit(
+        code=None if number else code,
+        signal=number,
+        seconds=seconds,
+        ended_by="time-limit" if timed_out else "executor" if told else "itself",
+        message="The plugin was told to end by something outside pfms." if told else "",
+    )

@@ -1,0 +1,241 @@
+"""A program of its own: it imports the plugin once and forks a child for each run.
+
+`warm.py` starts it with the plugin's Python and speaks to it over one socket (SOCK_SEQPACKET, so
+that parent and children may all send), a JSON object a packet:
+
+    to it    {entry_point, script, package, adaptations, grace}   once, at the start
+             {run, job, argv, cwd, environment} and with it the log's file descriptor
+    from it  {ready, watch} or {failed}; then of each run, by its number
+             {started, pid}                  by the child, when it leads a session of its own
+             {progress, stage, done, total}  by the child
+             {finished, code}                by the child, when nothing but its exit is to come
+             {refused, errno, path}          it could not be forked, or not enter its folder
+             {ended, pid, status}            `status` as of waitpid
+
+It imports nothing of pfms, starts no thread, runs no computation of torch (threads of OpenMP do
+not survive a fork) and never touches CUDA. When the socket ends, so do it and its children.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pfms.programs import warm_plugin
+else:
+    import warm_plugin  # it lies beside this file
+
+Message = dict[str, Any]
+
+_PACKET = 1 << 20  # bytes; more than a socket takes
+_MARK = "PFMS_JOB"  # as `process.JOB_MARK`
+
+
+class Link:
+    """The socket, shared with the children."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.fileno = sock.fileno
+
+    def send(self, message: Message, *, wait: bool = True) -> bool:
+        """Send it; whether it went. One that need not `wait` goes only where there is room."""
+        flags = 0 if wait else socket.MSG_DONTWAIT
+        try:
+            self._sock.send(json.dumps(message).encode(), flags)
+        except (ConnectionError, BlockingIOError):
+            return False
+        return True
+
+    def receive(self) -> tuple[Message | None, int]:
+        """The next message and the file descriptor that came with it (else -1); None at the end."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._sock, _PACKET, 1)
+        except ConnectionError:
+            data, descriptors = b"", []
+        return json.loads(data) if data else None, descriptors[0] if descriptors else -1
+
+
+class Mark:
+    """What /proc shows of our start environment: the one thing that tells a run's processes.
+
+    A forked child shows what its parent was started with. So the parent is started with a mark of
+    hyphens, and each child writes its own over it, for itself and for all that it forks.
+    """
+
+    def __init__(self) -> None:
+        after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        start, end = int(after_name[47]), int(after_name[48])  # env_start and env_end
+        blank = f"{_MARK}=".encode() + b"-" * len(os.environ[_MARK])
+        found = ctypes.string_at(start, end - start).find(blank)
+        if found < 0:
+            raise RuntimeError("its environment is not where the kernel says")
+        self._address = start + found + len(_MARK) + 1
+        self._length = len(os.environ[_MARK])
+
+    def write(self, value: str) -> None:
+        """Be known as `value` from now on."""
+        text = value.encode()[: self._length]
+        ctypes.memmove(self._address, text.ljust(self._length, b"\0"), self._length)
+
+
+# --- the parent --------------------------------------------------------------------------------
+
+
+class Parent:
+    """Forks, reaps, and ends its children with itself."""
+
+    def __init__(self, link: Link, call: Callable[[], object], grace: float) -> None:
+        self._link = link
+        self._call = call
+        self._grace = grace
+        self._mark = Mark()
+        self._running: dict[int, int] = {}
+        self._run = 0  # in a child: its own
+        warm_plugin.count_windows(self._tell)
+
+    def serve(self) -> None:
+        """Until the socket ends."""
+        wakes, waker = socket.socketpair()
+        wakes.setblocking(False)
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        while True:
+            readable, _, _ = select.select([self._link.fileno(), wakes.fileno()], [], [])
+            if wakes.fileno() in readable:
+                wakes.recv(4096)
+                self._reap()
+            if self._link.fileno() in readable:
+                order, log = self._link.receive()
+                if order is None:
+                    self._end_all()
+                    return
+                self._fork(order, log)
+
+    def _fork(self, order: Message, log: int) -> None:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            self._link.send({"refused": order["run"], "errno": error.errno, "path": None})
+            self._link.send({"ended": order["run"], "pid": 0, "status": 0})
+        else:
+            if not pid:
+                self._be_the_run(order, log)
+            self._running[pid] = order["run"]
+        os.close(log)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return
+                run = self._running.pop(pid, None)
+                if run is not None:  # else it is one that an import of the plugin's has started
+                    self._link.send({"ended": run, "pid": pid, "status": status})
+
+    def _end_all(self) -> None:
+        for number, seconds in ((signal.SIGTERM, self._grace), (signal.SIGKILL, 1.0)):
+            for pid in self._running:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, number)
+            until = time.monotonic() + seconds
+            while self._running and time.monotonic() < until:
+                time.sleep(0.02)
+                self._reap()
+
+    # --- in the child --------------------------------------------------------------------------
+
+    def _be_the_run(self, order: Message, log: int) -> NoReturn:
+        """Do what a fresh process would have done."""
+        code = 1
+        try:
+            self._settle(order, log)
+            code = warm_plugin.exit_code_of(self._call)
+            threading._shutdown()  # type: ignore[attr-defined]
+            atexit._run_exitfuncs()
+            ctypes.CDLL(None).fflush(None)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if code < 0:
+                signal.signal(-code, signal.SIG_DFL)
+                os.kill(os.getpid(), -code)
+            # What is left to do is the kernel's: it takes a while to give back 2 GB.
+            self._link.send({"finished": self._run, "code": code})
+        finally:
+            os._exit(code)
+
+    def _settle(self, order: Message, log: int) -> None:
+        self._run = order["run"]
+        os.setsid()
+        self._mark.write(order["job"])
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (1, 2):
+            os.dup2(log, number)
+        os.close(log)
+        for name, value in order["environment"].items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        try:
+            os.chdir(order["cwd"])
+        except OSError as error:
+            message = {"refused": self._run, "errno": error.errno, "path": order["cwd"]}
+            self._link.send(message)
+            os._exit(1)
+        if "torch" in sys.modules and "OMP_NUM_THREADS" in order["environment"]:
+            # libgomp has read it already, in the parent
+            cores = len(os.sched_getaffinity(0))
+            sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cores)))
+        sys.argv = order["argv"]
+        sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # noqa: PTH120
+        if not self._link.send({"started": self._run, "pid": os.getpid()}):
+            os._exit(1)  # the run is given up already, and may be going on elsewhere
+
+    def _tell(self, **progress: Any) -> None:
+        self._link.send({"progress": self._run, **progress}, wait=False)
+
+
+def main() -> None:
+    """Load, say so, serve."""
+    here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
+    sys.path[:] = [folder for folder in sys.path if folder != here]
+    os.umask(0o007)
+    link = Link(socket.socket(fileno=int(sys.argv[1])))
+    order, _ = link.receive()
+    if order is None:
+        return
+    try:
+        parent = Parent(link, warm_plugin.load(order), order["grace"])
+    except BaseException as error:
+        traceback.print_exc()
+        last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+        link.send({"failed": last[:1000]})
+        sys.exit(1)
+    # 3.12 warns of threads: those are OpenBLAS's, which see to it themselves that it may fork
+    warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
+    gc.collect()
+    gc.freeze()  # so that the children's collector leaves our pages shared
+    link.send({"ready": True, "watch": warm_plugin.watched(order["package"])})
+    parent.serve()
+
+
+if __name__ == "__main__":
+    main()

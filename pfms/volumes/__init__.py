@@ -1,0 +1,1 @@
+"""NIfTI volumes: read, judged, turned into labels, drawn."""

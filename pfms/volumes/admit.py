@@ -1,0 +1,245 @@
+"""Looks at an uploaded volume before the plugin sees it, and makes the copy that the plugin gets.
+
+What is written is in `labels`; the file format itself is in `niftifile`.
+"""
+
+from dataclasses import dataclass
+from math import inf, isfinite, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pfms.errors import TooLarge, UnsupportedNifti
+from pfms.volumes.geometry import (
+    Affine,
+    header_affine,
+    loaded_affine,
+    network_shape,
+    orientation_of,
+    same,
+    spacing_of,
+)
+from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader, appearing_whole
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)  # the plugin works in single precision
+_LONGEST_AXIS = 32_767  # the plugin writes NIfTI-1, which holds no longer one
+_AIR_IS_BELOW = -100.0  # Hounsfield units
+
+_ONE_VOLUME = "Send one 3-D volume: split a series (fslsplit), and leave out the colours."
+_SMALLER_GRID = (
+    "Check that its spacing is in millimetres: a header in metres or micrometres is the usual "
+    "cause. If it is, crop the volume to the abdomen."
+)
+_SET_ZOOMS = (
+    "Make pixdim agree with the sform. In nibabel: "
+    "image.header.set_zooms(nibabel.affines.voxel_sizes(image.affine)), then save."
+)
+
+
+@dataclass(frozen=True)
+class VolumeLimits:
+    """What a volume may ask of the machine.
+
+    Attributes:
+        max_volume_bytes: Header and voxels, unpacked.
+        max_grid_voxels: Voxels after the plugin has resampled it.
+    """
+
+    max_volume_bytes: int
+    max_grid_voxels: int
+
+
+@dataclass(frozen=True)
+class VolumeFacts:
+    """What was seen of a volume; nothing in it names a person.
+
+    Attributes:
+        shape: Voxels along the stored axes (x, y, z).
+        spacing: Millimetres along them.
+        orientation: Where each of them mostly runs, such as `RAS` or `LPS`.
+        dtype: The stored type, such as `int16`.
+        affine: From voxel indices to millimetres in RAS, 4 x 4, row by row.
+        nifti_version: 1 or 2.
+        minimum: The least value, scaled: Hounsfield units, if it is a CT.
+        maximum: The greatest value, scaled.
+        warnings: What a person should know before trusting the result, a sentence each.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    orientation: str
+    dtype: str
+    affine: tuple[tuple[float, ...], ...]
+    nifti_version: int
+    minimum: float
+    maximum: float
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the facts as JSON takes them."""
+        return {
+            "shape": list(self.shape),
+            "spacing": list(self.spacing),
+            "orientation": self.orientation,
+            "dtype": self.dtype,
+            "affine": [list(row) for row in self.affine],
+            "nifti_version": self.nifti_version,
+            "minimum": self.minimum,
+            "maximum": self.maximum,
+            "warnings": list(self.warnings),
+        }
+
+
+def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFacts:
+    """Check an upload, and put what the plugin gets at `target`: one gzipped 3-D volume.
+
+    An upload that is that already is moved there; any other is written anew, in the same pass over
+    its voxels, without header extensions and with nothing after the last voxel. Memory does not
+    grow with the volume.
+
+    Args:
+        upload: What was sent; afterwards it may be gone.
+        target: Ends in `.nii.gz`, on the same file system; does not exist after an error.
+        limits: What it may ask of the machine.
+
+    Raises:
+        NotANifti: By its bytes, whatever its name.
+        TruncatedNifti: It has fewer voxels than its header says, or its gzip stream is damaged.
+        UnsupportedNifti: It is not one finite, scalar 3-D volume in a usable place and grid.
+        TooLarge: It unpacks to more than `limits` or its own header allow.
+    """
+    with NiftiReader(upload) as source:
+        shape = _shape(source)
+        _check_size(source, limits)
+        affine, warnings = _place(source)
+        _check_grid(shape, loaded_affine(source.header), limits)
+        as_it_is = source.gzipped and not source.extended and len(source.shape) == 3
+        if as_it_is:
+            least, greatest, tail = _read_voxels(source)
+            as_it_is = tail == 0
+    if as_it_is:
+        upload.replace(target)
+    else:
+        least, greatest = _write_copy(upload, target)
+    if least >= _AIR_IS_BELOW:
+        warnings.append(
+            f"The volume does not look like Hounsfield units: nothing in it is below "
+            f"{_AIR_IS_BELOW:g} (its values run from {least:g} to {greatest:g})."
+        )
+    x, y, z = (float(length) for length in spacing_of(affine))
+    return VolumeFacts(
+        shape=shape,
+        spacing=(x, y, z),
+        orientation=orientation_of(affine),
+        dtype=source.dtype.name,
+        affine=tuple(tuple(float(value) for value in row) for row in affine),
+        nifti_version=source.version,
+        minimum=least,
+        maximum=greatest,
+        warnings=tuple(warnings),
+    )
+
+
+def _shape(source: NiftiReader) -> tuple[int, int, int]:
+    shape = source.shape
+    said = " x ".join(map(str, shape))
+    if len(shape) < 3:
+        raise UnsupportedNifti(f"It has {len(shape)} axes ({said}), not three.", _ONE_VOLUME)
+    if any(length != 1 for length in shape[3:]):
+        raise UnsupportedNifti(f"It is more than one volume: {said}.", _ONE_VOLUME)
+    if min(shape[:3]) < 2:
+        raise UnsupportedNifti(
+            f"An axis has fewer than two voxels: {said}.", "Send the whole volume, not one slice."
+        )
+    if max(shape) > _LONGEST_AXIS:
+        raise UnsupportedNifti(f"An axis is longer than {_LONGEST_AXIS} voxels: {said}.")
+    return shape[0], shape[1], shape[2]
+
+
+def _check_size(source: NiftiReader, limits: VolumeLimits) -> None:
+    if source.size > limits.max_volume_bytes:
+        raise TooLarge(
+            f"By its header it unpacks to {source.size:,} bytes, "
+            f"and this server takes {limits.max_volume_bytes:,}."
+        )
+
+
+def _place(source: NiftiReader) -> tuple[Affine, list[str]]:
+    """Find where the volume lies, and say what is doubtful about it."""
+    pixdim = source.stored["pixdim"][1:4]
+    if not (np.isfinite(pixdim) & (pixdim != 0)).all():
+        raise UnsupportedNifti("Its voxel spacing (pixdim) is zero or not finite.")
+    header = source.header
+    affine, loaded = header_affine(header), loaded_affine(header)
+    if header["sform_code"] == 0 and header["qform_code"] == 0:
+        return affine, [
+            "The header says nothing of the volume's orientation (neither sform nor qform has a "
+            f"code): it was taken as {orientation_of(affine)}, as nibabel does."
+        ]
+    if same(affine, loaded):
+        return affine, []
+    if header["qform_code"] == 0:
+        raise UnsupportedNifti(
+            "Its voxel spacing (pixdim) is not that of its sform, so the plugin would not believe "
+            "the sform, and there is nothing else that says where the volume lies.",
+            _SET_ZOOMS,
+        )
+    return affine, [
+        "The header places the volume in two ways, by an sform and by a qform of another voxel "
+        "spacing: the plugin goes by the qform."
+    ]
+
+
+def _check_grid(shape: tuple[int, int, int], affine: Affine, limits: VolumeLimits) -> None:
+    grid = network_shape(shape, affine)
+    if prod(grid) > limits.max_grid_voxels:
+        raise UnsupportedNifti(
+            f"Resampled to 1.5 x 1.5 x 2 mm, as the plugin does, it would have "
+            f"{' x '.join(map(str, grid))} voxels, and this server takes "
+            f"{limits.max_grid_voxels:,} in all.",
+            _SMALLER_GRID,
+        )
+
+
+def _write_copy(upload: Path, target: Path) -> tuple[float, float]:
+    with (
+        NiftiReader(upload) as source,
+        appearing_whole(target) as part,
+        GzipWriter(part) as copy,
+    ):
+        header = source.stored.copy()
+        if len(source.shape) > 3:
+            header.set_data_shape(source.shape[:3])
+        header["vox_offset"] = header.single_vox_offset
+        copy.write(header.binaryblock + bytes(4))  # four zeros: no header extensions
+        least, greatest, _ = _read_voxels(source, copy)
+    return least, greatest
+
+
+def _read_voxels(source: NiftiReader, copy: GzipWriter | None = None) -> tuple[float, float, int]:
+    """Check every voxel, and write it on; give least, greatest and what follows the last, bytes."""
+    least, greatest = inf, -inf
+    for values in source.values(prod(source.shape)):
+        low, high = values.min(), values.max()  # one NaN makes both NaN
+        if not (isfinite(low) and isfinite(high)):
+            raise UnsupportedNifti(
+                "A voxel is not a finite number.",
+                "Replace NaN and infinity, by -1024 say (air), and send it again.",
+            )
+        least, greatest = min(least, low.item()), max(greatest, high.item())
+        if copy:
+            copy.write(values)
+    tail = source.tail()
+    if tail > TAIL:
+        raise TooLarge(
+            "It goes on for more than a mebibyte after the last voxel that its header announces.",
+            "Make the file again from its source: header and voxels do not fit together.",
+        )
+    steps = [end * source.slope for end in (least, greatest)]
+    ends = sorted(step + source.intercept for step in steps)
+    if max(map(abs, (source.slope, source.intercept, *steps, *ends))) > _FLOAT32_MAX:
+        raise UnsupportedNifti(
+            "A voxel is too great for single precision, in which the plugin works."
+        )
+    return ends[0], ends[1], tail

@@ -1,0 +1,164 @@
+"""Turns what the plugin wrote into labels in the volume's own grid, and checks it on the way."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from numpy.typing import NDArray
+
+from pfms.errors import BadResult, RequestError
+from pfms.volumes.geometry import header_affine, loaded_affine, same, voxel_millilitres
+from pfms.volumes.reader import GzipWriter, NiftiReader, appearing_whole
+
+_LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL
+_GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+
+
+@dataclass(frozen=True)
+class LabelFacts:
+    """What was segmented.
+
+    Attributes:
+        spleen_voxels: Voxels of label 1.
+        spleen_ml: Their volume in millilitres.
+        voxels_sha256: Of the label bytes, unpacked, in file order, without the header.
+    """
+
+    spleen_voxels: int
+    spleen_ml: float
+    voxels_sha256: str
+
+
+def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
+    """Write the plugin's segmentation as labels: uint8, 0 background and 1 spleen.
+
+    The labels have the grid of the volume: shape, spacing, sform, qform, codes, units and version
+    of NIfTI, and no text of its header. Memory does not grow with the volume.
+
+    Args:
+        onehot: The plugin's `*_seg.nii.gz`: (x, y, z, 2), one-hot, first the background.
+        volume: What the plugin got, as `nifti.admit_volume` left it.
+        target: Ends in `.nii.gz`; appears when complete.
+
+    Raises:
+        BadResult: The segmentation is not there or not readable, lies elsewhere than the volume,
+            or is not one-hot.
+    """
+    with NiftiReader(volume) as source:
+        header, grid = source.stored, source.shape[:3]
+        affine, loaded = header_affine(source.header), loaded_affine(source.header)
+    with _result(onehot) as result:
+        if result.shape != (*grid, 2):
+            raise BadResult(
+                f"The plugin's segmentation has the shape {_times(result.shape)}, "
+                f"and {_times((*grid, 2))} was expected."
+            )
+        found = header_affine(result.header)
+        if not (same(found, affine) or same(found, loaded)):
+            raise BadResult("The affine of the plugin's segmentation is not that of the volume.")
+        with appearing_whole(target) as part, GzipWriter(part) as labels:
+            labels.write(_label_header(header, grid).binaryblock + bytes(4))
+            spleen, checksum = _decode(result, labels.write)
+    return LabelFacts(spleen, spleen * voxel_millilitres(affine), checksum)
+
+
+def labels_checksum(onehot: Path) -> str:
+    """Give the `voxels_sha256` of the labels that `write_labels` would write.
+
+    Raises:
+        BadResult: The segmentation is not there, not readable or not one-hot.
+    """
+    with _result(onehot) as result:
+        if len(result.shape) != 4 or result.shape[3] != 2:
+            raise BadResult(
+                f"The plugin's segmentation has the shape {_times(result.shape)}, "
+                "and four axes, the last of length 2, were expected."
+            )
+        return _decode(result)[1]
+
+
+def check_logits(path: Path) -> None:
+    """Check that the plugin's `output.nii.gz` is whole and all its numbers are finite.
+
+    It may be empty: the plugin crops a volume of nothing but air to nothing.
+
+    Raises:
+        BadResult: They are not.
+    """
+    with _result(path) as result:
+        for values in result.values(prod(result.shape)):
+            if not np.isfinite([values.min(), values.max()]).all():
+                raise BadResult("The plugin's logits are not all finite.")
+        result.tail()
+
+
+@contextmanager
+def _result(path: Path) -> Iterator[NiftiReader]:
+    """Open a file that the plugin wrote: whatever is wrong with it is a `BadResult`."""
+    try:
+        with NiftiReader(path) as reader:
+            yield reader
+    except FileNotFoundError as error:
+        raise BadResult(f"The plugin did not write {path.name}.") from error
+    except RequestError as error:
+        raise BadResult(f"What the plugin wrote, {path.name}, is no use: {error.detail}") from error
+
+
+def _label_header(volume: Nifti1Header, grid: tuple[int, ...]) -> Nifti1Header:
+    header = type(volume)(endianness="<")
+    header.set_data_shape(grid)
+    header.set_data_dtype(np.uint8)
+    for field in _GEOMETRY:
+        header[field] = volume[field]
+    header["intent_code"] = _LABEL_INTENT
+    header["vox_offset"] = header.single_vox_offset
+    header["scl_slope"], header["scl_inter"] = 1, 0  # a slope of 0 makes some viewers show nothing
+    return header
+
+
+def _decode(result: NiftiReader, write: Callable[[bytes], None] | None = None) -> tuple[int, str]:
+    """Read both channels once; give the number of spleen voxels and the checksum of the labels.
+
+    The channels lie one after the other in the file. They are one-hot if the labels that follow
+    from the first are those of the second, and a checksum tells that without keeping either.
+    """
+    count = prod(result.shape[:3])
+    from_background, from_spleen = hashlib.sha256(), hashlib.sha256()
+    for values in result.values(count):
+        labels = (~_ones(result, values)).tobytes()
+        from_background.update(labels)
+        if write:
+            write(labels)
+    spleen = 0
+    for values in result.values(count):
+        ones = _ones(result, values)
+        from_spleen.update(ones.tobytes())
+        spleen += int(np.count_nonzero(ones))
+    result.tail()
+    if from_background.digest() != from_spleen.digest():
+        raise BadResult("The channels of the plugin's segmentation do not sum to one everywhere.")
+    return spleen, from_spleen.hexdigest()
+
+
+def _ones(result: NiftiReader, values: NDArray[Any]) -> NDArray[np.bool_]:
+    if result.scaled:
+        with np.errstate(all="ignore"):
+            values = (values * np.float64(result.slope) + result.intercept).astype(np.float32)
+    ones: NDArray[np.bool_] = values == 1
+    if np.count_nonzero(values) != np.count_nonzero(ones):  # NaN is neither zero nor one
+        raise BadResult("The plugin's segmentation holds values other than 0 and 1.")
+    return ones
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
