@@ -12,8 +12,9 @@ from statistics import median
 
 from bench.figures import Figure, Task, spread
 from bench.load import Caller, expect, serving
+from pfms.clock import iso
 from pfms.jobs.job import Job, State
-from pfms.storage.workspace import Workspace, iso
+from pfms.storage.workspace import Workspace
 from tests.conftest import start
 
 _EVENTS_EACH = 5  # queued, running, two of progress, the end

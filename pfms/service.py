@@ -20,7 +20,8 @@ from pfms.jobs.table import Records
 from pfms.models.store import ModelRecord, ModelStore
 from pfms.plugin.command import PluginCommand
 from pfms.settings import Settings
-from pfms.storage.upload import Upload, UploadWriter, full_disk_is_told
+from pfms.storage.disk import full_disk_is_told
+from pfms.storage.upload import Upload, UploadWriter
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)

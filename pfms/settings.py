@@ -8,7 +8,7 @@ from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pfms.errors import StartError
-from pfms.plugin.spleenseg import adaptations
+from pfms.plugin.adaptations import adaptations
 
 CONFIG_FILE = "config.env"
 GIB = 2**30

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import psutil
 
-from pfms.executors.base import Executor, PluginExit, PluginRun
+from pfms.executors.base import Executor
 from pfms.executors.warm import WarmExecutor
 from pfms.plugin import spleenseg
 from pfms.plugin.command import PluginCommand, resolve_command
+from pfms.plugin.types import PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK, find_marked
 
 

@@ -15,11 +15,12 @@ from isal import igzip_lib, isal_zlib
 
 from examples.phantoms import make_phantom
 from pfms.errors import StartError
-from pfms.executors.base import Executor, PluginRun, Progress
+from pfms.executors.base import Executor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
 from pfms.plugin import spleenseg
 from pfms.plugin.command import PluginCommand, resolve_command
+from pfms.plugin.types import PluginRun, Progress
 from pfms.programs import warm_plugin
 from pfms.settings import load_settings
 from tests.conftest import ROOT

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfms.executors.base import PluginExit
+from pfms.plugin.types import PluginExit
 from pfms.plugin.verdict import cause_of
 from pfms.processes.marks import WORKSPACE_MARK, find_marked
 from pfms.storage.workspace import Workspace

@@ -15,11 +15,12 @@ import numpy as np
 import psutil
 import pytest
 
-from pfms.executors.base import Executor, OnProgress, PluginExit, PluginRun, Progress
+from pfms.executors.base import Executor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
 from pfms.plugin import spleenseg
 from pfms.plugin.command import PluginCommand, resolve_command
+from pfms.plugin.types import OnProgress, PluginExit, PluginRun, Progress
 from tests.conftest import until
 
 PLUGINS = Path(__file__).parent / "plugins"

@@ -1,4 +1,5 @@
-from pfms.jobs.queue import JobQueue, Slot, estimate_starts
+from pfms.jobs.estimates import estimate_starts
+from pfms.jobs.queue import JobQueue, Slot
 
 
 def test_the_first_to_come_is_the_first_to_run() -> None:

@@ -14,7 +14,7 @@ import anyio
 import psutil
 import pytest
 
-from pfms.executors.base import PluginExit
+from pfms.plugin.types import PluginExit
 from pfms.processes import kill, marks
 from pfms.processes import run as process
 from tests.conftest import until

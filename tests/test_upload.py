@@ -14,7 +14,8 @@ from sqlalchemy.exc import OperationalError
 
 from pfms.api.multipart import receive_file
 from pfms.errors import DiskFull, InvalidParameter, MissingFile, TooLarge
-from pfms.storage.upload import Upload, UploadWriter, full_disk_is_told
+from pfms.storage.disk import full_disk_is_told
+from pfms.storage.upload import Upload, UploadWriter
 from tests.wire import BOUNDARY, form, part
 
 pytestmark = pytest.mark.anyio

@@ -6,8 +6,8 @@ from typing import Literal
 import pytest
 
 from pfms.errors import by_code
-from pfms.executors.base import PluginExit
 from pfms.plugin import spleenseg
+from pfms.plugin.types import PluginExit
 from pfms.plugin.verdict import final_exception, one_line
 
 LOGS = Path(__file__).parent / "logs"  # of the real plugin, cut, its folders renamed

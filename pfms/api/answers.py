@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from pfms.jobs.archive import Archive
 from pfms.jobs.job import JOB_ID, Job, Resultant
 from pfms.service import Service
-from pfms.storage.workspace import discard
+from pfms.storage.files import discard
 
 NIFTI = "application/octet-stream"
 _RANGE = re.compile(

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from pfms.executors.base import Progress
+from pfms.clock import iso, utc_now
 from pfms.jobs.archive import JobStatus
 from pfms.jobs.job import (
     CHRIS_STATUS,
@@ -17,7 +17,7 @@ from pfms.jobs.job import (
     State,
     VolumeSent,
 )
-from pfms.storage.workspace import iso, utc_now
+from pfms.plugin.types import Progress
 
 
 class Problem(BaseModel):

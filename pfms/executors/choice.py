@@ -4,9 +4,9 @@ import logging
 import sys
 
 from pfms.executors.base import Executor
+from pfms.executors.environment import run_environment
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
-from pfms.jobs.attempt import run_environment
 from pfms.plugin.command import PluginCommand
 from pfms.settings import Settings
 from pfms.storage.workspace import Workspace

@@ -1,7 +1,7 @@
 """A fresh process a job: the command line as a person would type it."""
 
-from pfms.executors.base import OnProgress, PluginExit, PluginRun
 from pfms.executors.stages import stages_told
+from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK
 from pfms.processes.run import run_in_group
 

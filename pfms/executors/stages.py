@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from pfms.executors.base import OnProgress, Progress
 from pfms.plugin import spleenseg
+from pfms.plugin.types import OnProgress, Progress
 
 _CHUNK = 256 << 10  # bytes of the log looked at in one go
 _OVERLAP = 64  # characters kept, since a line that tells the stage may be cut in two

@@ -9,11 +9,11 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from pfms.executors.base import OnProgress, PluginExit, PluginRun
 from pfms.executors.stages import stages_told
 from pfms.executors.warm_link import ParentFailed, WarmParent
 from pfms.plugin import spleenseg
 from pfms.plugin.command import PACKAGE, PluginCommand
+from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK
 from pfms.processes.run import run_child
 

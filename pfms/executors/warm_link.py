@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import psutil
 
-from pfms.executors.base import PluginRun, Progress
+from pfms.plugin.types import PluginRun, Progress
 from pfms.processes.kill import Child, ChildLost
 from pfms.processes.marks import JOB_MARK
 from pfms.processes.run import child_environment, open_log

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 
+from pfms.clock import iso, utc_now
 from pfms.errors import (
     Gone,
     InvalidParameter,
@@ -19,15 +20,15 @@ from pfms.errors import (
     JobNotFound,
     ResultantNotMade,
 )
-from pfms.executors.base import Progress
 from pfms.jobs import bundle
 from pfms.jobs.job import Job, Resultant, State, valid_job_id
 from pfms.jobs.runs import Runs
 from pfms.jobs.table import Event, Records
 from pfms.plugin import spleenseg
+from pfms.plugin.types import Progress
 from pfms.settings import Settings
-from pfms.storage.upload import full_disk_is_told
-from pfms.storage.workspace import Workspace, iso, utc_now
+from pfms.storage.disk import full_disk_is_told
+from pfms.storage.workspace import Workspace
 from pfms.volumes import preview
 
 

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from pfms.errors import BadResult, DiskFull, by_code
-from pfms.executors.base import PluginExit, PluginRun
+from pfms.executors.environment import run_environment
 from pfms.jobs.job import Job, Segmentation
 from pfms.jobs.queue import Slot
 from pfms.plugin import spleenseg
-from pfms.plugin.command import PluginCommand, host_facts, versions
+from pfms.plugin.command import PluginCommand, versions
+from pfms.plugin.types import PluginExit, PluginRun
 from pfms.settings import Settings
-from pfms.storage.upload import full_disk_is_told
-from pfms.storage.workspace import Workspace, write_atomically
+from pfms.storage.disk import full_disk_is_told
+from pfms.storage.files import write_atomically
+from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
 
 _TAIL = 64 << 10  # bytes of the log in which the cause of a failure is looked for
@@ -102,22 +104,6 @@ class Attempt:
             spleen_ml=facts.spleen_ml,
         )
         return segmentation, [verdict.warning] if verdict.warning else []
-
-
-def run_environment(settings: Settings, workspace: Workspace, device: str) -> dict[str, str]:
-    """What a run on a device sets on top of the server's own environment."""
-    return spleenseg.environment(
-        host_facts(workspace.root / "home"),
-        threads=_share_of_cores(device, settings.jobs_per_device),
-        without=settings.adaptations_off,
-    )
-
-
-def _share_of_cores(device: str, jobs_per_device: int) -> int | None:
-    """Threads for a run that shares the CPU with others; None where it may have them all."""
-    if device != "cpu" or jobs_per_device == 1:
-        return None
-    return max(1, len(os.sched_getaffinity(0)) // jobs_per_device)
 
 
 def _tail(path: Path) -> str:

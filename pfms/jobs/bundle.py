@@ -4,7 +4,8 @@ import zipfile
 from pathlib import Path
 
 from pfms.errors import DiskFull
-from pfms.storage.workspace import JobTree, discard
+from pfms.storage.files import discard
+from pfms.storage.workspace import JobTree
 
 
 def write_bundle(tree: JobTree, target: Path, *, voxels: bool, room: int) -> None:

@@ -4,9 +4,9 @@ import asyncio
 import logging
 from datetime import timedelta
 
+from pfms.clock import iso, utc_now
 from pfms.jobs.archive import Archive
 from pfms.jobs.job import Job
-from pfms.storage.workspace import iso, utc_now
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from pfms.clock import iso, utc_now
 from pfms.errors import DiskFull, Gone, IdempotencyMismatch, NoDevice, NotReady, QueueFull
 from pfms.jobs.job import Job, ModelUsed, Resultant, VolumeSent
 from pfms.jobs.runs import Runs
@@ -15,8 +16,10 @@ from pfms.jobs.table import Records
 from pfms.models.store import ModelStore, valid_model_id
 from pfms.plugin import spleenseg
 from pfms.settings import Settings
-from pfms.storage.upload import Upload, full_disk_is_told
-from pfms.storage.workspace import JobTree, Workspace, discard, iso, link_or_copy, utc_now
+from pfms.storage.disk import full_disk_is_told
+from pfms.storage.files import discard, link_or_copy
+from pfms.storage.upload import Upload
+from pfms.storage.workspace import JobTree, Workspace
 from pfms.volumes import admit
 
 

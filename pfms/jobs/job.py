@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pfms.clock import iso, utc_now
 from pfms.errors import JobNotFound, PfmsError, by_code
-from pfms.storage.workspace import iso, utc_now
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Resultant = Literal["labels", "onehot", "logits"]

@@ -16,15 +16,17 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy.exc import OperationalError
 
 from pfms.errors import Cancelled, DiskFull, Interrupted, PfmsError, PluginFailed
-from pfms.executors.base import Executor, PluginExit, Progress
+from pfms.executors.base import Executor
 from pfms.jobs.attempt import Attempt
+from pfms.jobs.estimates import estimate_starts
 from pfms.jobs.events import Broadcast
 from pfms.jobs.job import Cause, Job
-from pfms.jobs.queue import JobQueue, Slot, estimate_starts
+from pfms.jobs.queue import JobQueue, Slot
 from pfms.jobs.table import Records
 from pfms.plugin.command import PluginCommand
+from pfms.plugin.types import PluginExit, Progress
 from pfms.settings import Settings
-from pfms.storage.upload import full_disk_is_told
+from pfms.storage.disk import full_disk_is_told
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)

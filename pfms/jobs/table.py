@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from pfms.errors import StartError
 from pfms.jobs.job import ENDED, Job, State
-from pfms.storage.workspace import JobTree, Workspace, write_atomically
+from pfms.storage.disk import network_storage
+from pfms.storage.files import write_atomically
+from pfms.storage.workspace import JobTree, Workspace
 
 log = logging.getLogger(__name__)
 
 _HEAD = "0001"  # the newest step in migrations/versions; a test holds it to that
-_NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "lustre", "ceph", "gluster", "beegfs", "gpfs")
 
 # What SQLite answers when the disk is full (IOERR too) or held by others: nothing to rebuild.
 _NOT_DAMAGED = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN")
@@ -314,15 +314,3 @@ def _engine(file: Path) -> sa.Engine:
         connection.execute("PRAGMA synchronous=NORMAL")
 
     return engine
-
-
-def network_storage(path: Path) -> str | None:
-    """The kind of network file system that a path, there or yet to be, lies on; else None."""
-    place = path.resolve()
-    mounts = [
-        (part.mountpoint, part.fstype)
-        for part in psutil.disk_partitions(all=True)
-        if place.is_relative_to(part.mountpoint)
-    ]
-    _, kind = max(mounts, key=lambda mount: len(mount[0]), default=("", ""))
-    return kind if kind.startswith(_NETWORK) else None

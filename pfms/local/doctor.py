@@ -12,12 +12,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 from pfms.errors import StartError
-from pfms.jobs.table import network_storage
 from pfms.local.doctor_plugin import Check, check_devices, check_plugin, check_weights_child
 from pfms.plugin import spleenseg
 from pfms.plugin.command import host_facts, resolve_command
 from pfms.plugin.spleenseg import HostFacts
 from pfms.settings import Settings
+from pfms.storage.disk import network_storage
 
 __all__ = ["Check", "examine"]
 

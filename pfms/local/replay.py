@@ -13,13 +13,15 @@ from uuid import uuid4
 
 import numpy as np
 
+from pfms.clock import utc_now
 from pfms.errors import PfmsError, by_code
-from pfms.executors.base import PluginExit
 from pfms.jobs.job import Job, Segmentation
 from pfms.plugin import spleenseg
 from pfms.plugin.command import versions
+from pfms.plugin.types import PluginExit
 from pfms.processes.run import run_in_group
-from pfms.storage.workspace import JobTree, discard, utc_now
+from pfms.storage.files import discard
+from pfms.storage.workspace import JobTree
 from pfms.volumes.labels import LabelFacts, write_labels
 from pfms.volumes.reader import NiftiReader
 

@@ -5,7 +5,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from pfms.executors.base import PluginExit
+from pfms.plugin.types import PluginExit
 
 DETAIL_LENGTH = 300
 

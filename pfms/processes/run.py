@@ -13,7 +13,7 @@ from asyncio.subprocess import DEVNULL, STDOUT
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 
-from pfms.executors.base import PluginExit
+from pfms.plugin.types import PluginExit
 from pfms.processes.kill import Child, ChildLost, end_marked, end_run, to_the_end
 from pfms.processes.marks import JOB_MARK, WORKSPACE_MARK, Marked, find_marked
 

@@ -1,18 +1,14 @@
 """An upload on its way to disk: constant memory, one copy, whole or not at all."""
 
 import asyncio
-import errno
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from sqlalchemy.exc import OperationalError
-
-from pfms.errors import DiskFull, TooLarge
+from pfms.errors import TooLarge
+from pfms.storage.disk import full_disk_is_told
 
 _BUFFER = 1 << 20  # bytes gathered before a thread writes them: fewer hops than a chunk each
 
@@ -24,21 +20,6 @@ class Upload:
     path: Path
     size: int
     sha256: str
-
-
-@contextmanager
-def full_disk_is_told() -> Iterator[None]:
-    """Turn "no space left", of the operating system or of SQLite, into `DiskFull`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull("The disk of the server ran full.") from None
-        raise
-    except OperationalError as error:
-        if "disk is full" in str(error.orig):  # not of the statement, which may say anything
-            raise DiskFull("The disk of the server ran full.") from None
-        raise
 
 
 class UploadWriter:

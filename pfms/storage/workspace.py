@@ -1,6 +1,5 @@
 """The tree on disk: where each file is, how it appears there whole, and how it goes."""
 
-import errno
 import fcntl
 import json
 import logging
@@ -11,56 +10,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from pfms.errors import StartError
+from pfms.storage.files import discard, sync_folder, write_atomically
 
 log = logging.getLogger(__name__)
 
 _OUR_UPLOAD = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.part)?")
-
-# another file system; a file of another owner (protected_hardlinks); too many; not supported
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
-
-
-def utc_now() -> datetime:
-    """The time, in UTC, to the microsecond."""
-    return datetime.now(UTC)
-
-
-def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC with microseconds: it sorts as text as it does in time."""
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_atomically(path: Path, content: bytes, mode: int = 0o660) -> None:
-    """Write `content` beside `path`, make it durable, then rename it into place.
-
-    One writer at a time. What a crash leaves of one, the next overwrites.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
 
 
 @dataclass(frozen=True)
@@ -261,21 +220,3 @@ class Workspace:
     def write_state(self, state: dict[str, Any]) -> None:
         """Keep `state` across restarts."""
         write_atomically(self.root / "state.json", json.dumps(state, indent=2).encode())
-
-
-def link_or_copy(file: Path, target: Path) -> None:
-    """Make `target` the same file as `file`, or a copy where the file system refuses to link."""
-    try:
-        target.hardlink_to(file)
-    except OSError as error:
-        if error.errno not in _NO_LINK:
-            raise
-        shutil.copyfile(file, target)
-
-
-def discard(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

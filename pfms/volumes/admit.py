@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pfms.errors import TooLarge, UnsupportedNifti
+from pfms.storage.files import appearing_whole
 from pfms.volumes.geometry import (
     Affine,
     header_affine,
@@ -20,7 +21,7 @@ from pfms.volumes.geometry import (
     same,
     spacing_of,
 )
-from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader, appearing_whole
+from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)  # the plugin works in single precision
 _LONGEST_AXIS = 32_767  # the plugin writes NIfTI-1, which holds no longer one

@@ -13,8 +13,9 @@ from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
 from pfms.errors import BadResult, RequestError
+from pfms.storage.files import appearing_whole
 from pfms.volumes.geometry import header_affine, loaded_affine, same, voxel_millilitres
-from pfms.volumes.reader import GzipWriter, NiftiReader, appearing_whole
+from pfms.volumes.reader import GzipWriter, NiftiReader
 
 _LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL
 _GEOMETRY = (

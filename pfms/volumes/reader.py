@@ -7,7 +7,7 @@ thread that reads a volume holds up no other.
 import gzip
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Self
@@ -246,15 +246,3 @@ class GzipWriter:
     def write(self, data: bytes | NDArray[Any]) -> None:
         """Compress and write."""
         self._file.write(self._deflate.compress(data))
-
-
-@contextmanager
-def appearing_whole(target: Path) -> Iterator[Path]:
-    """Give a path to write to; the file takes the name `target` at the end, if all went well."""
-    part = target.with_name(f".{target.name}.part")
-    try:
-        yield part
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise

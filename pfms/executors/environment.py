@@ -1,0 +1,24 @@
+"""What a run sets on top of the server's environment, by the settings and the machine."""
+
+import os
+
+from pfms.plugin import spleenseg
+from pfms.plugin.command import host_facts
+from pfms.settings import Settings
+from pfms.storage.workspace import Workspace
+
+
+def run_environment(settings: Settings, workspace: Workspace, device: str) -> dict[str, str]:
+    """What a run on a device sets on top of the server's own environment."""
+    return spleenseg.environment(
+        host_facts(workspace.root / "home"),
+        threads=_share_of_cores(device, settings.jobs_per_device),
+        without=settings.adaptations_off,
+    )
+
+
+def _share_of_cores(device: str, jobs_per_device: int) -> int | None:
+    """Threads for a run that shares the CPU with others; None where it may have them all."""
+    if device != "cpu" or jobs_per_device == 1:
+        return None
+    return max(1, len(os.sched_getaffinity(0)) // jobs_per_device)

@@ -1,0 +1,41 @@
+"""The disk below the workspace: a full one is told, a network one is known."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from sqlalchemy.exc import OperationalError
+
+from pfms.errors import DiskFull
+
+
+@contextmanager
+def full_disk_is_told() -> Iterator[None]:
+    """Turn "no space left", of the operating system or of SQLite, into `DiskFull`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("The disk of the server ran full.") from None
+        raise
+    except OperationalError as error:
+        if "disk is full" in str(error.orig):  # not of the statement, which may say anything
+            raise DiskFull("The disk of the server ran full.") from None
+        raise
+
+
+_NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "lustre", "ceph", "gluster", "beegfs", "gpfs")
+
+
+def network_storage(path: Path) -> str | None:
+    """The kind of network file system that a path, there or yet to be, lies on; else None."""
+    place = path.resolve()
+    mounts = [
+        (part.mountpoint, part.fstype)
+        for part in psutil.disk_partitions(all=True)
+        if place.is_relative_to(part.mountpoint)
+    ]
+    _, kind = max(mounts, key=lambda mount: len(mount[0]), default=("", ""))
+    return kind if kind.startswith(_NETWORK) else None
