@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
             self._drain = asyncio.create_task(self._service.drain())
             self._drain.add_done_callback(lambda _: setattr(self, "should_exit", True))
         else:
-            self._service.hasten()
+            self._service.drain_now()
 
 
 def listen(host: str, port: int) -> socket.socket:

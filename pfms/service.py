@@ -5,14 +5,18 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 
 from pfms.errors import DiskFull, InvalidParameter, StartError
 from pfms.executors import devices
 from pfms.executors.base import Executor
 from pfms.jobs.archive import Archive
+from pfms.jobs.events import Event
+from pfms.jobs.holds import Holds
 from pfms.jobs.housekeeping import Housekeeping
 from pfms.jobs.intake import Intake
 from pfms.jobs.job import Job
+from pfms.jobs.journal import Journal
 from pfms.jobs.queue import JobQueue
 from pfms.jobs.recovery import recover
 from pfms.jobs.runs import Runs
@@ -21,15 +25,10 @@ from pfms.models.store import ModelRecord, ModelStore
 from pfms.plugin.command import PluginCommand
 from pfms.settings import Settings
 from pfms.storage.disk import full_disk_is_told
-from pfms.storage.upload import Upload, UploadWriter
+from pfms.storage.upload import Upload
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
-
-_WHY_NOT_YET = {
-    "warming": "the plugin is being started; jobs are accepted and wait",
-    "plugin-broken": "the plugin does not start: the server's log and `pfms doctor` say why",
-}
 
 
 class Service:
@@ -43,21 +42,17 @@ class Service:
         """
         self.settings = settings
         self._executor = executor
-        self._there = devices.available()
-        chosen = devices.choose(settings.devices, self._there)
+        chosen = devices.choose(settings.devices, executor.devices())
         self._workspace = Workspace(settings.workspace)
-        self._records = Records(self._workspace)
+        self._journal = Journal(Records(self._workspace))
         self.models = ModelStore(self._workspace.models, command.interpreter)
-        self.runs = Runs(
-            settings,
-            self._workspace,
-            self._records,
-            executor,
-            command,
-            JobQueue(chosen, settings.jobs_per_device),
+        queue = JobQueue(chosen, settings.jobs_per_device)
+        self._runs = Runs(settings, self._workspace, self._journal, executor, command, queue)
+        holds = Holds()
+        self.intake = Intake(
+            settings, self._workspace, self._journal, self._runs, self.models, executor, holds
         )
-        self.intake = Intake(settings, self._workspace, self._records, self.runs, self.models)
-        self.archive = Archive(settings, self._workspace, self._records, self.runs)
+        self.archive = Archive(self._workspace, self._journal, self._runs, holds, self.intake.room)
         self._housekeeping = Housekeeping(
             self.archive, settings.keep_volumes_hours, settings.keep_records_days
         )
@@ -73,13 +68,13 @@ class Service:
         try:
             with full_disk_is_told():
                 await asyncio.to_thread(self._workspace.open)
-                await self.runs.in_journal(self._records.open)
+                await self._journal.call(self._journal.records.open)
                 await asyncio.to_thread(self.models.recover)
                 await self._take_up_devices()
                 await recover(
                     self._workspace,
-                    self._records,
-                    self.runs,
+                    self._journal,
+                    self._runs,
                     self.settings.max_attempts,
                 )
         except BaseException as error:
@@ -95,43 +90,38 @@ class Service:
 
     async def drain(self) -> None:
         """Take nothing new; let what runs end, or put it back into the queue."""
-        await self.runs.drain(self.settings.drain_seconds)
+        await self._runs.drain(self.settings.drain_seconds)
 
-    def hasten(self) -> None:
-        """End the patience of a drain."""
-        self.runs.hasten()
+    def drain_now(self) -> None:
+        """Wait no longer in a drain."""
+        self._runs.drain_now()
 
     async def stop(self) -> None:
         """Put back what still runs, end every process and give the workspace back."""
-        await self.runs.drain(0)
+        await self._runs.drain(0)
         await self._housekeeping.stop()
         if self._executor_starts is not None:
             self._executor_starts.cancel()
             await asyncio.wait({self._executor_starts})
         await self._executor.close()
-        await self.runs.in_journal(self._records.close)
-        await self.runs.close()
+        await self._journal.close()
         await asyncio.to_thread(self._workspace.close)
 
     async def missing(self) -> dict[str, str]:
         """What keeps the service from being ready, by name; empty when it is."""
         missing = {}
-        if self.runs.draining:
+        if self._runs.draining:
             missing["draining"] = "the server is stopping and takes nothing new"
-        if (name := self._executor.missing()) is not None:
-            missing[name] = _WHY_NOT_YET[name]
-        if await asyncio.to_thread(self.intake.disk_is_full):
+        if (lacking := self._executor.missing()) is not None:
+            missing[lacking.name] = lacking.words
+        if await self.intake.room.left() < 0:
             missing["disk-full"] = "less than PFMS_MIN_FREE_BYTES is free"
-        there = await asyncio.to_thread(devices.available)
+        there = await asyncio.to_thread(self._executor.devices)
         if not set(self.devices) & set(there):
             missing["no-device"] = f"there is none of {', '.join(self.devices)}"
         return missing
 
-    # --- uploads and models ----------------------------------------------------------------
-
-    def writer(self) -> UploadWriter:
-        """Takes the next upload, under a temporary name."""
-        return UploadWriter(self._workspace.new_upload(), self.settings.max_upload_bytes)
+    # --- models ----------------------------------------------------------------------------
 
     async def add_model(self, model_id: str, upload: Upload) -> ModelRecord:
         """Check an upload of weights and store it.
@@ -151,12 +141,31 @@ class Service:
             Interrupted: The server stops; the job is queued.
             JobNotFound: There is none.
         """
-        active = self.runs.active.get(job_id)
+        active = self._runs.active.get(job_id)
         if active is not None:
             await asyncio.wait({active.done}, timeout=seconds)
             if active.done.done():
                 return active.done.result()
         return await self.archive.job(job_id)
+
+    async def events(self, job_id: str, after: int) -> AsyncIterator[Event]:
+        """A job's events after number `after`, then those that come, without gap or repetition.
+
+        They end with the event of its end, or when the server stops.
+        """
+        with self._runs.broadcast.listen(job_id) as listener:
+            for event in await self.archive.events(job_id, after):
+                yield event
+                after = event.n
+                if event.ends:
+                    return
+            if self._runs.draining or (job_id not in self._runs.active and listener.empty()):
+                return
+            while (coming := await listener.get()) is not None:
+                if coming.n > after:
+                    yield coming
+                if coming.ends:
+                    return
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for the end of a job; an ended one stays as it is.
@@ -166,18 +175,18 @@ class Service:
             DiskFull: There is no room to record it; it ends all the same.
         """
         job = await self.archive.job(job_id)
-        return await self.runs.cancel(job_id) or await self.archive.job(job.id)
+        return await self._runs.cancel(job_id) or await self.archive.job(job.id)
 
     async def client_went_away(self, job_id: str) -> None:
         """Nobody waits for this held job any more."""
-        await self.runs.cancel(job_id, "client-gone")
+        await self._runs.cancel(job_id, "client-gone")
 
     # --- devices ---------------------------------------------------------------------------
 
     @property
     def devices(self) -> tuple[str, ...]:
         """Where runs go."""
-        return self.runs.queue.devices
+        return self._runs.queue.devices
 
     async def set_devices(self, wanted: str) -> tuple[str, ...]:
         """Let runs go elsewhere from now on, across restarts too; `auto` is the setting again.
@@ -185,15 +194,15 @@ class Service:
         Raises:
             InvalidParameter: A device is not there.
         """
-        there = await asyncio.to_thread(devices.available)
+        there = await asyncio.to_thread(self._executor.devices)
         try:
             chosen = devices.choose(self.settings.devices if wanted == "auto" else wanted, there)
         except StartError as error:
             raise InvalidParameter(error.detail, "Use one of these, or auto.") from None
         async with self._choosing:
             await self._keep_devices(None if wanted == "auto" else ",".join(chosen))
-            self.runs.queue.set_devices(chosen)
-        self.runs.dispatch()
+            self._runs.queue.set_devices(chosen)
+        self._runs.dispatch()
         return chosen
 
     async def _take_up_devices(self) -> None:
@@ -201,8 +210,9 @@ class Service:
         kept = (await asyncio.to_thread(self._workspace.read_state)).get("devices")
         if not isinstance(kept, str):
             return
+        there = await asyncio.to_thread(self._executor.devices)
         try:
-            self.runs.queue.set_devices(devices.choose(kept, self._there))
+            self._runs.queue.set_devices(devices.choose(kept, there))
         except StartError as error:
             log.warning("%s Back to PFMS_DEVICES=%s.", error.detail, self.settings.devices)
             await self._keep_devices(None)

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from pfms.executors import warm_link
+from pfms.executors.base import Missing
 from pfms.executors.choice import make_executor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
@@ -23,6 +24,7 @@ from pfms.settings import load_settings
 from tests.conftest import PLUGINS, ROOT, StartServer, eventually, until
 from tests.house import House, a_house, lives
 
+NOTHING = Missing("", "")
 pytestmark = pytest.mark.anyio
 
 
@@ -62,7 +64,7 @@ async def test_runs_wait_while_the_plugin_is_imported_and_can_be_cancelled(
     starting = asyncio.create_task(executor.start())
     waiting, cancelled = (asyncio.create_task(house.run(executor, command)) for _ in range(2))
     await until(lambda: house.parents() != [])
-    assert executor.missing() == "warming"
+    assert (executor.missing() or NOTHING).name == "warming"
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
@@ -127,7 +129,7 @@ async def test_a_plugin_that_does_not_start_fails_runs_with_its_cause_until_it_i
     monkeypatch.setenv("PYTHONPATH", str(house.folder))
     command = entry_point("not_there_yet:main")
     executor = await house.warmed(command)
-    assert executor.missing() == "plugin-broken"
+    assert (executor.missing() or NOTHING).name == "plugin-broken"
     end = await executor.run(house.call(command))
     assert (end.code, end.ended_by) == (None, "not-started")
     assert "No module named 'not_there_yet'" in end.message
@@ -147,7 +149,7 @@ async def test_a_plugin_that_was_broken_for_long_is_taken_up_again(
     house.executors.append(executor)
     await executor.start()
     await until(lambda: len(caplog.records) > 1100)  # 2**1024 would be no float any more
-    assert executor.missing() == "plugin-broken"
+    assert (executor.missing() or NOTHING).name == "plugin-broken"
 
     python.symlink_to(sys.executable)
     await until(lambda: executor.missing() is None)
@@ -239,7 +241,7 @@ async def test_a_plugin_that_ends_its_parent_is_told_as_broken(
     monkeypatch.setenv("PYTHONPATH", str(house.folder))
     (house.folder / "ends_at_import.py").write_text(text)
     executor = await house.warmed(entry_point("ends_at_import:main"))
-    assert executor.missing() == "plugin-broken"
+    assert (executor.missing() or NOTHING).name == "plugin-broken"
     assert house.parents() == []
 
 

@@ -1,22 +1,19 @@
 """Answers with a file of a job, and what the routes share."""
 
-import asyncio
+import os
 import re
 from collections.abc import Mapping
-from contextlib import ExitStack
-from pathlib import Path
+from io import BufferedReader
 from typing import Annotated
 
-import anyio
 from fastapi import Depends, Request
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from pfms.jobs.archive import Archive
 from pfms.jobs.job import JOB_ID, Job, Resultant
 from pfms.service import Service
-from pfms.storage.files import discard
 
 NIFTI = "application/octet-stream"
 _RANGE = re.compile(
@@ -55,43 +52,37 @@ def job_headers(job: Job) -> dict[str, str]:
     return headers
 
 
-class JobFile(FileResponse):
-    """A file of a job, streamed, with ETag and ranges; nothing removes it meanwhile."""
+class FileAnswer(FileResponse):
+    """An opened file, streamed, with ETag and ranges.
+
+    It is sent whole even if its name is removed meanwhile: the opened file is what is read.
+    """
 
     def __init__(
         self,
-        path: Path,
-        reading: ExitStack,
+        file: BufferedReader,
         *,
         filename: str,
         media_type: str = NIFTI,
         headers: Mapping[str, str] | None = None,
-        once: bool = False,
     ) -> None:
-        super().__init__(path, headers=headers, media_type=media_type, filename=filename)
-        self._reading = reading
-        self._once = once
+        super().__init__(
+            f"/dev/fd/{file.fileno()}",
+            headers=headers,
+            media_type=media_type,
+            filename=filename,
+            stat_result=os.fstat(file.fileno()),
+        )
+        self._file = file
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Let go of the file without sending it."""
-        self._reading.close()
+        self._file.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; a Range that makes no sense is passed over, as RFC 9110 lets a server do."""
-
-        async def send_on(message: Message) -> None:
-            # Who has the whole file may remove it at once: let go before the last piece leaves.
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                self._reading.close()
-            await send(message)
-
-        try:
-            await super().__call__(_sensible_range(scope), receive, send_on)
-        finally:
-            self._reading.close()
-            if self._once:
-                with anyio.CancelScope(shield=True):  # HEAD cancels what follows the head
-                    await asyncio.to_thread(discard, Path(self.path))
+        with self._file:
+            await super().__call__(_sensible_range(scope), receive, send)
 
 
 def _sensible_range(scope: Scope) -> Scope:
@@ -102,16 +93,13 @@ def _sensible_range(scope: Scope) -> Scope:
     return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
 
 
-async def resultant_file(archive: Archive, job: Job, resultant: Resultant) -> JobFile:
+async def resultant_file(archive: Archive, job: Job, resultant: Resultant) -> FileAnswer:
     """The NIfTI of a job that has succeeded.
 
     Raises:
         PfmsError: There is none, as `Archive.resultant` says.
     """
-    with ExitStack() as stack:
-        stack.enter_context(archive.reading(job.id))
-        path = await archive.resultant(job, resultant)
-        # It never changes once it is there, so its name is as good as its hash.
-        etag = {"ETag": f'"{job.id}-{resultant}"'}
-        headers = {**job_headers(job), **etag}
-        return JobFile(path, stack.pop_all(), filename="output.nii.gz", headers=headers)
+    file = await archive.resultant(job.id, resultant)
+    # It never changes once it is there, so its name is as good as its hash.
+    headers = {**job_headers(job), "ETag": f'"{job.id}-{resultant}"'}
+    return FileAnswer(file, filename="output.nii.gz", headers=headers)

@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Response
@@ -16,7 +15,7 @@ from pfms.api.answers import (
     HEADERS,
     LOCATION,
     NIFTI,
-    JobFile,
+    FileAnswer,
     JobID,
     Uses,
     job_headers,
@@ -24,8 +23,8 @@ from pfms.api.answers import (
 )
 from pfms.api.problems import responses
 from pfms.api.schemas import JobPage, JobView
-from pfms.jobs.job import ENDED, Resultant, State
-from pfms.jobs.table import Event
+from pfms.jobs.events import Event
+from pfms.jobs.job import Resultant, State, valid_job_id
 from pfms.service import Service
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -80,25 +79,13 @@ async def follow_job(
     if job.ended and after and not await service.archive.events(job_id, after):
         return Response(status_code=204, headers=job_headers(job))
     return EventSourceResponse(
-        _events(service, job_id, after), ping=_HEARTBEAT_SECONDS, headers=job_headers(job)
+        _stream(service, job_id, after), ping=_HEARTBEAT_SECONDS, headers=job_headers(job)
     )
 
 
-async def _events(service: Service, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
-    """The events on record, then those that come, without a gap or a repetition."""
-    with service.runs.broadcast.listen(job_id) as listener:
-        for event in await service.archive.events(job_id, after):
-            yield _sent(event)
-            after = event.n
-            if event.data["state"] in ENDED and event.kind == "state":
-                return
-        if service.runs.draining or (job_id not in service.runs.active and listener.empty()):
-            return
-        while (coming := await listener.get()) is not None:
-            if coming.n > after:
-                yield _sent(coming)
-            if coming.data["state"] in ENDED:
-                return
+async def _stream(service: Service, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
+    async for event in service.events(job_id, after):
+        yield _sent(event)
 
 
 def _sent(event: Event) -> ServerSentEvent:
@@ -116,17 +103,12 @@ def _sent(event: Event) -> ServerSentEvent:
 async def show_log(service: Uses, job_id: JobID) -> Response:
     """What the plugin has written so far."""
     job = await service.archive.job(job_id)
-    with ExitStack() as stack:
-        stack.enter_context(service.archive.reading(job.id))
-        path = service.archive.log(job)
-        try:
-            file = stack.enter_context(await asyncio.to_thread(path.open, "rb"))
-        except FileNotFoundError:  # it has not started
-            return Response("", media_type="text/plain", headers=job_headers(job))
-        held = stack.pop_all()
+    file = await service.archive.log(job_id)
+    if file is None:
+        return Response("", media_type="text/plain", headers=job_headers(job))
 
     async def chunks() -> AsyncIterator[bytes]:
-        with held:
+        with file:
             while chunk := await asyncio.to_thread(file.read, _CHUNK):
                 yield chunk
 
@@ -169,7 +151,7 @@ async def show_result(
     etag = answer.headers["etag"]
     known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
     if known & {etag, "*"}:
-        answer.release()
+        answer.close()
         return Response(status_code=304, headers={**job_headers(job), "ETag": etag})
     return answer
 
@@ -185,7 +167,7 @@ async def show_result(
 async def show_preview(service: Uses, job_id: JobID) -> Response:
     """Slices through the spleen with the labels drawn on them."""
     job = await service.archive.job(job_id)
-    image = await service.archive.preview(job)
+    image = await service.archive.preview(job_id)
     return Response(image, media_type="image/png", headers=job_headers(job))
 
 
@@ -206,14 +188,12 @@ async def show_preview(service: Uses, job_id: JobID) -> Response:
 async def show_bundle(service: Uses, job_id: JobID, voxels: bool = False) -> Response:
     """Command, record and log in a zip; with `voxels` also input, result and weights."""
     job = await service.archive.job(job_id)
-    path = await service.archive.bundle(job, voxels=voxels)
-    return JobFile(
-        path,
-        ExitStack(),
+    file = await service.archive.bundle(job_id, voxels=voxels)
+    return FileAnswer(
+        file,
         filename=f"{job.id}.zip",
         media_type="application/zip",
         headers=job_headers(job),
-        once=True,
     )
 
 
@@ -251,11 +231,10 @@ async def remove_job(
     purge: Annotated[Literal["voxels"] | None, Query(description="keep record and log")] = None,
 ) -> None:
     """Remove an ended job; with `purge=voxels` only its volumes and weights."""
-    job = await service.archive.job(job_id)
     if purge is None:
-        await service.archive.remove(job)
+        await service.archive.remove(valid_job_id(job_id))
     else:
-        await service.archive.purge(job)
+        await service.archive.purge(valid_job_id(job_id))
 
 
 @router.post(
@@ -280,7 +259,6 @@ async def rerun_job(
 ) -> JobView:
     """A new job with the same volume, the same weights and the same options."""
     old = await service.archive.job(job_id)
-    await service.intake.check_can_take()
     job = await service.intake.rerun(old, resultant)
     response.headers.update({**job_headers(job), "Location": f"/api/v1/jobs/{job.id}"})
     return JobView.of(await service.archive.status(job.id))

@@ -43,10 +43,16 @@ def check_body(request: Request, limit: int) -> bytes:
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise MissingFile("The body is not multipart/form-data.")
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit + _OTHERS_LIMIT:
+    length = announced_size(request)
+    if length is not None and length > limit + _OTHERS_LIMIT:
         raise TooLarge(f"The request has {length} bytes, and a file may have {limit}.")
     return boundary
+
+
+def announced_size(request: Request) -> int | None:
+    """The bytes that a request announces, form and all; None where it does not say."""
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdigit() else None
 
 
 async def receive_file(request: Request, boundary: bytes, writer: UploadWriter) -> Upload:

@@ -9,10 +9,10 @@ from starlette.requests import ClientDisconnect
 
 from pfms import errors
 from pfms.api.answers import HEADERS, LOCATION, NIFTI, Uses, job_headers, resultant_file
-from pfms.api.multipart import OPENAPI_BODY, check_body, receive_file
+from pfms.api.multipart import OPENAPI_BODY, announced_size, check_body, receive_file
 from pfms.api.problems import responses
 from pfms.api.schemas import Devices, JobView, ModelInfo, ModelList, ModelStored
-from pfms.jobs.intake import Wish
+from pfms.jobs.intake import InferenceRequest
 from pfms.jobs.job import Job, Resultant
 from pfms.models.store import MODEL_ID, valid_model_id
 from pfms.service import Service
@@ -46,8 +46,7 @@ async def upload_model(request: Request, service: Uses, modelID: ModelID) -> Mod
     """Store weights (a `.pth`) under a model ID; a model of that ID is replaced."""
     model_id = valid_model_id(modelID)
     boundary = check_body(request, service.settings.max_upload_bytes)
-    await service.intake.check_can_take()
-    async with service.writer() as writer:
+    async with service.intake.receiving(announced_size(request)) as writer:
         upload = await receive_file(request, boundary, writer)
         model = await service.add_model(model_id, upload)
     return ModelStored(
@@ -137,14 +136,15 @@ async def infer(
     model_id = valid_model_id(modelID)
     key = _key(idempotency_key)
     respond_async, seconds = _preference(prefer)
-    patient = not respond_async and seconds is None  # it waits for as long as it takes
+    blocks = not respond_async and seconds is None  # for as long as it takes
     boundary = check_body(request, service.settings.max_upload_bytes)
-    await service.intake.check_can_queue(model_id, key)
-
-    async with service.writer() as writer:
+    asked = InferenceRequest(model_id, resultant, held=blocks and key is None, key=key)
+    async with (
+        service.intake.place(model_id=model_id, key=key) as place,
+        service.intake.receiving(announced_size(request)) as writer,
+    ):
         upload = await receive_file(request, boundary, writer)
-        wish = Wish(model_id, resultant, held=patient and key is None, key=key)
-        job = await service.intake.submit(upload, wish)
+        job = await service.intake.submit(upload, asked, place)
 
     if not respond_async:
         job = await _wait(request, service, job, seconds)

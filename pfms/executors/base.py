@@ -1,8 +1,15 @@
 """What an executor is: the one way in which `service` runs the plugin, whichever it is."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
+
+
+class Missing(NamedTuple):
+    """What keeps runs waiting: a name for programs, and words for people."""
+
+    name: str
+    words: str
 
 
 class Executor(Protocol):
@@ -13,8 +20,11 @@ class Executor(Protocol):
     async def start(self) -> None:
         """Get ready; may take long, may fail with `StartError`. Runs asked for meanwhile wait."""
 
-    def missing(self) -> str | None:
-        """What keeps runs waiting now (`warming`), or None when ready."""
+    def missing(self) -> Missing | None:
+        """What keeps runs waiting now, or None when they would start at once."""
+
+    def devices(self) -> tuple[str, ...]:
+        """Every device that a run can have now, the best first. It blocks."""
 
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end.

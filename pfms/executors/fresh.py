@@ -1,5 +1,7 @@
 """A fresh process a job: the command line as a person would type it."""
 
+from pfms.executors.base import Missing
+from pfms.executors.devices import available
 from pfms.executors.stages import stages_told
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK
@@ -24,9 +26,13 @@ class FreshExecutor:
     async def start(self) -> None:
         """Nothing to get ready."""
 
-    def missing(self) -> str | None:
+    def missing(self) -> Missing | None:
         """Nothing ever is."""
         return None
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices of this machine."""
+        return available()
 
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end, as `Executor` says."""

@@ -9,6 +9,8 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
+from pfms.executors.base import Missing
+from pfms.executors.devices import available
 from pfms.executors.stages import stages_told
 from pfms.executors.warm_link import ParentFailed, WarmParent
 from pfms.plugin import spleenseg
@@ -23,6 +25,11 @@ _START_SECONDS = 180.0  # for importing the plugin; ordinarily 5 to 10, more fro
 _PATIENCE = 3  # failed starts in a row, after which runs no longer wait
 _LONGEST_PAUSE = 60.0  # seconds between failed starts
 _END_GRACE = 2.0  # for the children of a parent whose server has died
+
+_WARMING = Missing("warming", "the plugin is being started; jobs are accepted and wait")
+_BROKEN = Missing(
+    "plugin-broken", "the plugin does not start: the server's log and `pfms doctor` say why"
+)
 
 # A question about CUDA at an import would otherwise start it, and no fork could use it then.
 _OF_THE_PARENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -79,11 +86,15 @@ class WarmExecutor:
         self._keeper = asyncio.create_task(self._keep())
         await self._changed.wait()
 
-    def missing(self) -> str | None:
+    def missing(self) -> Missing | None:
         """`warming` until the parent is there, `plugin-broken` when it does not start."""
         if self._parent is not None:
             return None
-        return "plugin-broken" if self._why_not else "warming"
+        return _BROKEN if self._why_not else _WARMING
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices of this machine."""
+        return available()
 
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end, as `Executor` says. Waits for the parent first."""

@@ -2,16 +2,17 @@
 
 import asyncio
 import os
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
+from io import BufferedReader
 from pathlib import Path
 from time import monotonic
 
 from pfms.clock import iso, utc_now
 from pfms.errors import (
+    BadResult,
     Gone,
     InvalidParameter,
     JobActive,
@@ -21,15 +22,21 @@ from pfms.errors import (
     ResultantNotMade,
 )
 from pfms.jobs import bundle
+from pfms.jobs.events import Event
+from pfms.jobs.holds import Holds
 from pfms.jobs.job import Job, Resultant, State, valid_job_id
+from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
-from pfms.jobs.table import Event, Records
 from pfms.plugin import spleenseg
 from pfms.plugin.types import Progress
-from pfms.settings import Settings
+from pfms.processes.kill import to_the_end
 from pfms.storage.disk import full_disk_is_told
+from pfms.storage.files import is_whole
+from pfms.storage.room import Room
 from pfms.storage.workspace import Workspace
 from pfms.volumes import preview
+
+_BUNDLES = 2  # at once: each is a copy of a job on the disk
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,16 @@ class Archive:
     """The jobs on record, whatever their state."""
 
     def __init__(
-        self, settings: Settings, workspace: Workspace, records: Records, runs: Runs
+        self, workspace: Workspace, journal: Journal, runs: Runs, holds: Holds, room: Room
     ) -> None:
-        self._min_free_bytes = settings.min_free_bytes
         self._workspace = workspace
-        self._records = records
+        self._journal = journal
+        self._records = journal.records
         self._runs = runs
-        self._readers: Counter[str] = Counter()
+        self._holds = holds
+        self._room = room
         self._draws = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
+        self._bundles = asyncio.Semaphore(_BUNDLES)
 
     # --- to know ---------------------------------------------------------------------------
 
@@ -70,7 +79,7 @@ class Archive:
         """
         valid_job_id(job_id)
         active = self._runs.active.get(job_id)
-        job = active.job if active else await self._runs.in_journal(self._records.get, job_id)
+        job = active.job if active else await self._journal.call(self._records.get, job_id)
         if job is None:
             raise JobNotFound("No job has this ID.")
         return job
@@ -87,7 +96,7 @@ class Archive:
         active = self._runs.active.get(job.id)
         if active is None:
             return JobStatus(job)
-        expected = self._runs.expected_seconds(job.model.modelID)
+        expected = self._runs.estimates.expected(job.model.modelID)
         if job.id in places:
             place, seconds = places[job.id]
             start = iso(utc_now() + timedelta(seconds=seconds))
@@ -101,15 +110,17 @@ class Archive:
         """Jobs, the newest first, and where the next page starts.
 
         Raises:
-            InvalidParameter: `cursor` is none of ours.
+            InvalidParameter: `cursor` is not one of ours.
         """
         before = None
         if cursor is not None:
             created_at, separator, job_id = cursor.partition(",")
             if not separator:
-                raise InvalidParameter("The cursor is none that this call gave.", "Leave it away.")
+                raise InvalidParameter(
+                    "The cursor is not one that this call gave.", "Leave it out to start anew."
+                )
             before = (created_at, job_id)
-        jobs = await self._runs.in_journal(
+        jobs = await self._journal.call(
             self._records.page, limit=limit + 1, before=before, state=state, model_id=model_id
         )
         following = (
@@ -120,127 +131,163 @@ class Archive:
 
     async def events(self, job_id: str, after: int) -> list[Event]:
         """What has happened to a job after event number `after`."""
-        return await self._runs.in_journal(self._records.events, job_id, after)
+        return await self._journal.call(self._records.events, job_id, after)
 
     # --- to fetch --------------------------------------------------------------------------
+    # A file is opened while nothing may remove it. What is removed after that can still be read
+    # to its end.
 
-    @contextmanager
-    def reading(self, job_id: str) -> Iterator[None]:
-        """Keep the job's files where they are meanwhile."""
-        self._readers[job_id] += 1
-        try:
-            yield
-        finally:
-            self._readers[job_id] -= 1
-            if not self._readers[job_id]:
-                del self._readers[job_id]
-
-    def log(self, job: Job) -> Path:
-        """The plugin's log; it need not exist yet."""
-        return self._workspace.job(job.id).log
-
-    async def resultant(self, job: Job, resultant: Resultant) -> Path:
-        """The file of a resultant.
+    async def log(self, job_id: str) -> BufferedReader | None:
+        """The plugin's log, opened; None before the plugin has started.
 
         Raises:
+            JobNotFound: There is no such job.
+        """
+        async with self._holds.reading(job_id):
+            await self.job(job_id)
+            try:
+                return await asyncio.to_thread(self._workspace.job(job_id).log.open, "rb")
+            except FileNotFoundError:
+                return None
+
+    async def resultant(self, job_id: str, resultant: Resultant) -> BufferedReader:
+        """The file of a resultant, opened, when it is still what the run wrote.
+
+        Raises:
+            JobNotFound: There is no such job.
             JobNotFinished: The job has not ended.
             JobFailed: It has no result.
             ResultantNotMade: Its run did not make this one.
             Gone: Its voxels were purged.
+            BadResult: The file was damaged since.
         """
-        self._check_succeeded(job)
-        if resultant == "logits" and not job.logits:
-            raise ResultantNotMade("This run was not asked for logits.", job=job.id)
-        tree = self._workspace.job(job.id)
-        path = {
-            "labels": tree.segmentation,
-            "onehot": tree.root / spleenseg.ONEHOT,
-            "logits": tree.root / spleenseg.LOGITS,
-        }[resultant]
-        if job.purged_at or not await asyncio.to_thread(path.is_file):
-            raise Gone("The voxels of this job were removed.", job=job.id)
-        return path
+        async with self._holds.reading(job_id):
+            job = await self._succeeded(job_id)
+            return await asyncio.to_thread(self._open_resultant, job, resultant)
 
-    def _check_succeeded(self, job: Job) -> None:
+    async def _succeeded(self, job_id: str) -> Job:
+        job = await self.job(job_id)
         if not job.ended:
             raise JobNotFinished(f"The job is {job.state}.", job=job.id)
         if job.error is not None:
             detail = f"The job {job.state}: {job.error.code}: {job.error.detail}"
             raise JobFailed(detail, job.error.remedy, job=job.id)
+        return job
 
-    async def preview(self, job: Job) -> bytes:
+    def _open_resultant(self, job: Job, resultant: Resultant) -> BufferedReader:
+        if resultant == "logits" and not job.logits:
+            raise ResultantNotMade("This run was not asked for logits.", job=job.id)
+        try:
+            if job.purged_at:
+                raise FileNotFoundError
+            file = self._path_of(job.id, resultant).open("rb")
+        except FileNotFoundError:
+            raise Gone("The voxels of this job were removed.", job=job.id) from None
+        facts = job.segmentation.file_of(resultant) if job.segmentation else None
+        if facts is not None and not is_whole(file, facts.size, facts.sha256):
+            file.close()
+            raise BadResult(
+                "The result on the server's disk is not what the run wrote: it was damaged since.",
+                "POST to the job's /rerun to run it again.",
+                job=job.id,
+            )
+        return file
+
+    def _path_of(self, job_id: str, resultant: Resultant) -> Path:
+        tree = self._workspace.job(job_id)
+        return {
+            "labels": tree.segmentation,
+            "onehot": tree.root / spleenseg.ONEHOT,
+            "logits": tree.root / spleenseg.LOGITS,
+        }[resultant]
+
+    async def preview(self, job_id: str) -> bytes:
         """A PNG: slices through the spleen with the labels drawn on them.
 
         Raises:
             PfmsError: There is no result, as `resultant` says.
         """
-        labels = await self.resultant(job, "labels")
-        volume = self._workspace.job(job.id).volume
-        with self.reading(job.id):
-            async with self._draws:
-                return await asyncio.to_thread(preview.preview_png, volume, labels)
+        async with self._draws, self._holds.reading(job_id):
+            job = await self._succeeded(job_id)
+            return await to_the_end(asyncio.to_thread(self._draw, job))
 
-    async def bundle(self, job: Job, *, voxels: bool) -> Path:
-        """A zip of the run under `uploads/`, for the caller to remove.
+    def _draw(self, job: Job) -> bytes:
+        self._open_resultant(job, "labels").close()
+        tree = self._workspace.job(job.id)
+        return preview.preview_png(tree.volume, tree.segmentation)
+
+    async def bundle(self, job_id: str, *, voxels: bool) -> BufferedReader:
+        """A zip of the run, opened; it vanishes when it is closed.
 
         Raises:
+            JobNotFound: There is no such job.
             JobNotFinished: The job has not ended, and the voxels are wanted.
             Gone: The voxels are wanted and were purged.
             DiskFull: The zip would take of what PFMS_MIN_FREE_BYTES keeps free.
         """
-        if voxels and not job.ended:
-            raise JobNotFinished(f"The job is {job.state}.", job=job.id)
-        if voxels and job.purged_at:
-            raise Gone("The voxels of this job were removed.", job=job.id)
-        target = self._workspace.new_upload()
+        async with self._bundles, self._holds.reading(job_id):
+            job = await self.job(job_id)
+            if voxels and not job.ended:
+                raise JobNotFinished(f"The job is {job.state}.", job=job.id)
+            if voxels and job.purged_at:
+                raise Gone("The voxels of this job were removed.", job=job.id)
+            with full_disk_is_told():
+                files = bundle.files_of(self._workspace.job(job_id), voxels=voxels)
+                async with AsyncExitStack() as room:
+                    if voxels:
+                        size = await asyncio.to_thread(bundle.size_of, files)
+                        await room.enter_async_context(self._room.reserve(size))
+                    return await to_the_end(asyncio.to_thread(self._write_bundle, job_id, files))
 
-        def write() -> None:
-            room = self._workspace.free_bytes() - self._min_free_bytes
-            tree = self._workspace.job(job.id)
-            bundle.write_bundle(tree, target, voxels=voxels, room=room)
-
-        with self.reading(job.id), full_disk_is_told():
-            await asyncio.to_thread(write)
-        return target
+    def _write_bundle(self, job_id: str, files: Sequence[Path]) -> BufferedReader:
+        with self._workspace.scratch() as target:
+            bundle.write_bundle(self._workspace.job(job_id).root, files, target)
+            return target.open("rb")
 
     # --- to remove -------------------------------------------------------------------------
 
-    def in_use(self, job: Job) -> bool:
-        """Whether something runs or reads there."""
-        return job.id in self._runs.active or job.id in self._readers
-
-    def _check_idle(self, job: Job) -> None:
-        if not job.ended or self.in_use(job):
-            why = "Its files are being downloaded." if job.ended else f"It is {job.state}."
-            raise JobActive(why, "Wait for its end." if job.ended else None, job=job.id)
-
-    async def purge(self, job: Job) -> None:
+    async def purge(self, job_id: str) -> None:
         """Remove the voxels of an ended job; record and log stay.
 
         Raises:
-            JobActive: It has not ended, or is being read.
+            JobNotFound: There is no such job.
+            JobActive: It has not ended.
             DiskFull: There is still no room to record it.
         """
-        self._check_idle(job)
-        if job.purged_at:
-            return
-        with self.reading(job.id), full_disk_is_told():
-            await asyncio.to_thread(self._workspace.job(job.id).clear_voxels)
-            purged = job.changed(purged_at=iso(utc_now()))
-            await self._runs.in_journal(self._records.write, purged)
+        async with self._holds.removing(job_id):
+            job = await self._ended(job_id)
+            if job.purged_at is None:
+                await to_the_end(self._purge(job))
 
-    async def remove(self, job: Job) -> None:
-        """Remove an ended job, record and all.
+    async def _purge(self, job: Job) -> None:
+        with full_disk_is_told():
+            await asyncio.to_thread(self._workspace.job(job.id).clear_voxels)
+            await self._journal.call(self._records.write, job.purged())
+
+    async def remove(self, job_id: str) -> None:
+        """Remove an ended job, record and all. Nothing of it is left afterwards.
 
         Raises:
-            JobActive: It has not ended, or is being read.
+            JobNotFound: There is no such job.
+            JobActive: It has not ended.
             DiskFull: There is still no room to record it.
         """
-        self._check_idle(job)
+        async with self._holds.removing(job_id):
+            await self._ended(job_id)
+            await to_the_end(self._remove(job_id))
+
+    async def _remove(self, job_id: str) -> None:
         with full_disk_is_told():
-            await asyncio.to_thread(self._workspace.remove_job, job.id)
-            await self._runs.in_journal(self._records.forget, job.id)
+            await asyncio.to_thread(self._workspace.remove_job, job_id)
+            await self._journal.call(self._records.forget, job_id)
+
+    async def _ended(self, job_id: str) -> Job:
+        """The job as it is now that nothing else changes it."""
+        job = await self.job(job_id)
+        if not job.ended or job_id in self._runs.active:
+            raise JobActive(f"It is {job.state}.", job=job_id)
+        return job
 
     async def ended_before(self, moment: str, *, purged: bool) -> list[Job]:
         """Jobs that ended before a moment (UTC), for the housekeeping."""
-        return await self._runs.in_journal(self._records.ended_before, moment, purged=purged)
+        return await self._journal.call(self._records.ended_before, moment, purged=purged)

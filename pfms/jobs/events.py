@@ -1,11 +1,28 @@
-"""Tells everyone who listens to a job what happens to it."""
+"""What happens to a job, event by event, and how listeners hear of it."""
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from pfms.jobs.table import Event
+from pfms.jobs.job import ENDED
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change of state or progress. `n` grows over all jobs and restarts: the SSE event's ID."""
+
+    n: int
+    kind: str
+    data: dict[str, Any]
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is the last of its job."""
+        return self.kind == "state" and self.data["state"] in ENDED
+
 
 END = None
 Listener = asyncio.Queue[Event | None]

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from pfms.clock import iso, utc_now
+from pfms.errors import JobNotFound
 from pfms.jobs.archive import Archive
-from pfms.jobs.job import Job
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,20 @@ class Housekeeping:
             await asyncio.sleep(_EVERY_SECONDS)
 
     async def tidy(self) -> None:
-        """Remove what is due now. What is being read is due the next time."""
+        """Remove what is due now. What cannot be removed is due the next time."""
         now = utc_now()
         if self._records:
-            for job in await self._due(iso(now - self._records), purged=True):
-                await self._archive.remove(job)
+            for job in await self._archive.ended_before(iso(now - self._records), purged=True):
+                await self._tidy_one(self._archive.remove, job.id)
         if self._volumes:
-            for job in await self._due(iso(now - self._volumes), purged=False):
-                await self._archive.purge(job)
+            for job in await self._archive.ended_before(iso(now - self._volumes), purged=False):
+                await self._tidy_one(self._archive.purge, job.id)
 
-    async def _due(self, moment: str, *, purged: bool) -> list[Job]:
-        jobs = await self._archive.ended_before(moment, purged=purged)
-        return [job for job in jobs if not self._archive.in_use(job)]
+    async def _tidy_one(self, remove: Callable[[str], Awaitable[None]], job_id: str) -> None:
+        """Remove of one job what is due; no job keeps the others from their turn."""
+        try:
+            await remove(job_id)
+        except JobNotFound:  # somebody was quicker
+            pass
+        except Exception:
+            log.exception("job %s could not be tidied up; it is tried again", job_id)

@@ -4,37 +4,69 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 from pfms.clock import iso, utc_now
-from pfms.errors import DiskFull, Gone, IdempotencyMismatch, NoDevice, NotReady, QueueFull
-from pfms.jobs.job import Job, ModelUsed, Resultant, VolumeSent
+from pfms.errors import (
+    Gone,
+    IdempotencyMismatch,
+    NoDevice,
+    NotReady,
+    QueueFull,
+)
+from pfms.executors.base import Executor
+from pfms.jobs.holds import Holds
+from pfms.jobs.job import Job, ModelUsed, PluginUsed, Resultant, VolumeSent
+from pfms.jobs.journal import Journal
+from pfms.jobs.queue import JobQueue
 from pfms.jobs.runs import Runs
-from pfms.jobs.table import Records
-from pfms.models.store import ModelStore, valid_model_id
+from pfms.models.store import ModelRecord, ModelStore, valid_model_id
 from pfms.plugin import spleenseg
+from pfms.processes.kill import to_the_end
 from pfms.settings import Settings
 from pfms.storage.disk import full_disk_is_told
 from pfms.storage.files import discard, link_or_copy
-from pfms.storage.upload import Upload
+from pfms.storage.room import Room
+from pfms.storage.upload import Upload, UploadWriter
 from pfms.storage.workspace import JobTree, Workspace
 from pfms.volumes import admit
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class Wish:
-    """What a request wants made of its volume.
+class InferenceRequest:
+    """What a call asks to be made of its volume.
 
-    `held`: a plain blocking call waits for it and takes it along when its client goes away.
-    `key`: its Idempotency-Key.
+    Attributes:
+        model_id: The weights.
+        resultant: What is to come back.
+        held: A plain blocking call waits for it; the job is cancelled when its client goes away.
+        key: The call's Idempotency-Key.
     """
 
     model_id: str
     resultant: Resultant
     held: bool = False
     key: str | None = None
+
+
+class Place:
+    """A place in the queue, kept for a job that is still being received."""
+
+    def __init__(self, queue: JobQueue | None) -> None:
+        self._queue = queue  # None: there is nothing to give back (any more)
+
+    def give_back(self) -> None:
+        """Let go of it: the job is in the queue now, or will never be."""
+        if self._queue is not None:
+            self._queue.give_back()
+            self._queue = None
 
 
 class Intake:
@@ -44,81 +76,108 @@ class Intake:
         self,
         settings: Settings,
         workspace: Workspace,
-        records: Records,
+        journal: Journal,
         runs: Runs,
         models: ModelStore,
+        executor: Executor,
+        holds: Holds,
     ) -> None:
         self._settings = settings
         self._workspace = workspace
-        self._records = records
+        self._journal = journal
+        self._records = journal.records
         self._runs = runs
         self._models = models
+        self._executor = executor
+        self._holds = holds
+        self.room = Room(workspace.free_bytes, settings.min_free_bytes)
         self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._looks = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
         self._limits = admit.VolumeLimits(
             max_volume_bytes=settings.max_volume_bytes, max_grid_voxels=settings.max_grid_voxels
         )
 
-    async def check_can_take(self) -> None:
-        """Whether an upload may come; asked before its body is read.
+    # --- before the body is read -----------------------------------------------------------
+
+    @asynccontextmanager
+    async def receiving(self, size: int | None) -> AsyncIterator[UploadWriter]:
+        """Take the next upload, under a temporary name; nothing of it is left that is not moved.
+
+        Args:
+            size: Bytes that the request announces: so much room is kept for it. None where it
+                does not say.
+
+        Raises:
+            NotReady: The server drains.
+            DiskFull: There is not so much room.
+        """
+        self._check_not_draining()
+        async with self.room.reserve(size or 0) as reservation:
+            path, limit = self._workspace.new_upload(), self._settings.max_upload_bytes
+            async with UploadWriter(path, limit, reservation) as writer:
+                yield writer
+
+    @asynccontextmanager
+    async def place(
+        self, *, model_id: str | None = None, key: str | None = None
+    ) -> AsyncIterator[Place]:
+        """Keep a place in the queue while a volume is received, so that the limit is exact.
+
+        A repeat by a `key` that stands for a job needs none: it gets that job.
 
         Raises:
             NotReady: The server drains.
             DiskFull: Too little room is left.
+            ModelNotFound: `model_id` is given, and there is no such model.
+            NoDevice: There is nothing to run on.
+            QueueFull: Too many jobs wait.
         """
+        self._check_not_draining()
+        if key is not None and await self._journal.call(self._records.by_key, key) is not None:
+            yield Place(None)
+            return
+        async with self.room.reserve():
+            pass  # only to look whether there is room at all
+        if model_id is not None:
+            await asyncio.to_thread(self._models.get, valid_model_id(model_id))
+        await self._check_device()
+        queue = self._runs.queue
+        if not queue.reserve(self._settings.queue_limit):
+            raise QueueFull(
+                f"{len(queue)} jobs wait already.", retry_after=self._runs.seconds_until_room()
+            )
+        place = Place(queue)
+        try:
+            yield place
+        finally:
+            place.give_back()
+
+    def _check_not_draining(self) -> None:
         if self._runs.draining:
             raise NotReady("The server is stopping.", retry_after=self._settings.drain_seconds)
-        if await asyncio.to_thread(self.disk_is_full):
-            raise DiskFull("Less than PFMS_MIN_FREE_BYTES is free on the server's disk.")
 
-    def disk_is_full(self) -> bool:
-        """Whether less than PFMS_MIN_FREE_BYTES is free."""
-        return self._workspace.free_bytes() < self._settings.min_free_bytes
+    async def _check_device(self) -> None:
+        chosen = self._runs.queue.devices
+        if not set(chosen) & set(await asyncio.to_thread(self._executor.devices)):
+            raise NoDevice(f"Runs are to go to {', '.join(chosen)}, which is not there.")
 
-    async def check_can_queue(self, model_id: str, key: str | None = None) -> None:
-        """Whether a volume for this model may come; asked before its body is read.
+    # --- the body is there -----------------------------------------------------------------
 
-        A repeat by a `key` that stands for a job may always: it gets that job, and needs no room.
-
-        Raises:
-            NotReady: The server drains.
-            DiskFull: Too little room is left.
-            ModelNotFound: There is no such model.
-            QueueFull: Too many jobs wait.
-            NoDevice: There is nothing to run on.
-        """
-        if key is not None and not self._runs.draining:
-            known = await self._runs.in_journal(self._records.by_key, key)
-            if known is not None:
-                return
-        await self.check_can_take()
-        await asyncio.to_thread(self._models.get, valid_model_id(model_id))
-        if not self._runs.queue.slot_count:
-            raise NoDevice
-        self._check_room()
-
-    def _check_room(self) -> None:
-        if len(self._runs.queue) >= self._settings.queue_limit:
-            raise QueueFull(
-                f"{len(self._runs.queue)} jobs wait already.",
-                retry_after=self._runs.seconds_until_room(),
-            )
-
-    async def submit(self, upload: Upload, wish: Wish) -> Job:
+    async def submit(self, upload: Upload, request: InferenceRequest, place: Place) -> Job:
         """Look at a volume and make it a job, or find the job that its key stands for.
 
         Raises:
             RequestError: The volume cannot be segmented, or the key stands for something else.
-            NotNow: The queue or the disk is full.
+            NotNow: The disk is full.
         """
-        if wish.key is None:
-            return await self._submit(upload, wish)
-        parts = [upload.sha256, wish.model_id, wish.resultant]
+        if request.key is None:
+            return await self._new_job(upload, request, None, place)
+        parts = [upload.sha256, request.model_id, request.resultant]
         fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        async with self._key_locks.setdefault(wish.key, asyncio.Lock()):
-            known = await self._runs.in_journal(self._records.by_key, wish.key)
+        async with self._key_locks.setdefault(request.key, asyncio.Lock()):
+            known = await self._journal.call(self._records.by_key, request.key)
             if known is None:
-                return await self._submit(upload, wish, fingerprint)
+                return await self._new_job(upload, request, fingerprint, place)
         if known.fingerprint != fingerprint:
             raise IdempotencyMismatch(
                 "This Idempotency-Key came before with another volume, model or resultant.",
@@ -126,17 +185,17 @@ class Intake:
             )
         return known
 
-    async def _submit(self, upload: Upload, wish: Wish, fingerprint: str | None = None) -> Job:
-        self._check_room()
-
-        def prepare(tree: JobTree, job_id: str, created_at: str) -> Job:
-            model = self._models.link_into(wish.model_id, tree.model)
-            facts = admit.admit_volume(upload.path, tree.volume, self._limits)
-            _check_makes(wish.resultant, facts.shape[2])
-            return Job(
-                id=job_id,
-                created_at=created_at,
-                model=ModelUsed(modelID=wish.model_id, sha256=model.sha256),
+    async def _new_job(
+        self, upload: Upload, request: InferenceRequest, fingerprint: str | None, place: Place
+    ) -> Job:
+        created = utc_now()
+        async with self._tree_aside() as tree, self._looks:
+            model, facts = await _in_thread(self._look, upload, request, tree)
+            job = Job(
+                id=self._workspace.new_job_id(created),
+                created_at=iso(created),
+                plugin=PluginUsed(name=spleenseg.NAME),
+                model=ModelUsed(modelID=request.model_id, sha256=model.sha256),
                 volume=VolumeSent(
                     size=upload.size,
                     sha256=upload.sha256,
@@ -148,14 +207,23 @@ class Intake:
                     maximum=facts.maximum,
                     warnings=list(facts.warnings),
                 ),
-                resultant=wish.resultant,
-                held=wish.held,
-                idempotency_key=wish.key,
+                resultant=request.resultant,
+                held=request.held,
+                idempotency_key=request.key,
                 fingerprint=fingerprint,
                 warnings=list(facts.warnings),
             )
+            return await self._publish(tree, job, place)
 
-        return await self._publish(prepare)
+    def _look(
+        self, upload: Upload, request: InferenceRequest, tree: JobTree
+    ) -> tuple[ModelRecord, admit.VolumeFacts]:
+        """Put weights and volume into a job's folder, if the plugin can use them. It blocks."""
+        tree.lay_out()
+        model = self._models.link_into(request.model_id, tree.model)
+        facts = admit.admit_volume(upload.path, tree.volume, self._limits)
+        _check_makes(request.resultant, facts.shape[2])
+        return model, facts
 
     async def rerun(self, old: Job, resultant: Resultant | None) -> Job:
         """A new job with the volume, the weights and the options of an ended one.
@@ -163,56 +231,64 @@ class Intake:
         Raises:
             Gone: Its voxels were purged.
             UnsupportedNifti: `resultant` cannot be made of this volume.
-            NotNow: The queue or the disk is full.
+            NotNow: The queue or the disk is full, or there is nothing to run on.
         """
-        self._check_room()
-        source = self._workspace.job(old.id)
-
-        def prepare(tree: JobTree, job_id: str, created_at: str) -> Job:
-            _check_makes(resultant or old.resultant, old.volume.shape[2])
-            try:
-                for file, target in ((source.volume, tree.volume), (source.model, tree.model)):
-                    link_or_copy(file, target)
-            except FileNotFoundError:
-                raise Gone("The volume of this job was removed.", job=old.id) from None
-            return Job(
-                id=job_id,
-                created_at=created_at,
+        wanted = resultant or old.resultant
+        _check_makes(wanted, old.volume.shape[2])
+        created = utc_now()
+        async with self.place() as place, self._tree_aside() as tree:
+            async with self._holds.reading(old.id):
+                await _in_thread(_take_over, self._workspace.job(old.id), tree)
+            job = Job(
+                id=self._workspace.new_job_id(created),
+                created_at=iso(created),
+                plugin=PluginUsed(name=spleenseg.NAME),
                 model=old.model,
                 volume=old.volume,
-                resultant=resultant or old.resultant,
+                resultant=wanted,
                 rerun_of=old.id,
                 warnings=old.volume.warnings,
             )
+            return await self._publish(tree, job, place)
 
-        return await self._publish(prepare)
-
-    async def _publish(self, prepare: Callable[[JobTree, str, str], Job]) -> Job:
-        """Build a job's folder aside, put it into place whole, then its row, then queue it."""
-        aside = JobTree(self._workspace.new_upload())
-
-        def build() -> Job:
-            created = utc_now()
-            aside.lay_out()
-            job = prepare(aside, self._workspace.new_job_id(created), iso(created))
-            self._records.write_file(aside, job)
-            self._workspace.publish(aside, job.id)
-            return job
-
+    @asynccontextmanager
+    async def _tree_aside(self) -> AsyncIterator[JobTree]:
+        """A job's folder to be filled, beside the others; nothing is left of one not published."""
+        tree = JobTree(self._workspace.new_upload())
         with full_disk_is_told():
             try:
-                async with self._looks:
-                    job = await asyncio.to_thread(build)
+                yield tree
             except BaseException:
-                await asyncio.to_thread(discard, aside.root)
+                await _in_thread(discard, tree.root)
                 raise
-            try:
-                await self._runs.in_journal(self._records.write_row, job)
-            except BaseException:
-                await asyncio.to_thread(self._workspace.remove_job, job.id)
-                raise
+
+    async def _publish(self, tree: JobTree, job: Job, place: Place) -> Job:
+        """Put a job's folder into its place whole, then its row; then it waits in the queue."""
+        await _in_thread(self._records.write_file, tree, job)
+        await _in_thread(self._workspace.publish, tree, job.id)
+        try:
+            await to_the_end(self._journal.call(self._records.write_row, job))
+        except BaseException:
+            await _in_thread(self._workspace.remove_job, job.id)
+            raise
+        place.give_back()  # in the same step as it enters the queue, so that none is counted twice
         self._runs.enter(job)
         return job
+
+
+def _take_over(source: JobTree, tree: JobTree) -> None:
+    """Give a job the volume and the weights of another one. It blocks."""
+    tree.lay_out()
+    try:
+        for file, target in ((source.volume, tree.volume), (source.model, tree.model)):
+            link_or_copy(file, target)
+    except FileNotFoundError:
+        raise Gone("The volume of this job was removed.", job=source.root.name) from None
+
+
+async def _in_thread(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """Call what blocks, to its end: a cancel must not leave a thread that still makes files."""
+    return await to_the_end(asyncio.to_thread(function, *args, **named))
 
 
 def _check_makes(resultant: Resultant, slices: int) -> None:

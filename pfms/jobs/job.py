@@ -1,12 +1,14 @@
 """The record of one run, and the one table of the states it can take."""
 
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pfms.clock import iso, utc_now
-from pfms.errors import JobNotFound, PfmsError, by_code
+from pfms.errors import Cancelled, Interrupted, JobNotFound, PfmsError, by_code
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Resultant = Literal["labels", "onehot", "logits"]
@@ -74,6 +76,13 @@ class VolumeSent(Record):
     warnings: list[str] = Field(default_factory=list)
 
 
+class FileFacts(Record):
+    """A file as it was written: `size` in bytes."""
+
+    size: int
+    sha256: str
+
+
 class Segmentation(Record):
     """What came out. `voxels_sha256` is of the labels' bytes, unpacked, in file order."""
 
@@ -82,6 +91,10 @@ class Segmentation(Record):
     size: int
     spleen_voxels: int
     spleen_ml: float
+
+    def file_of(self, resultant: Resultant) -> "FileFacts | None":
+        """What the file of a resultant has to be; None where the record does not say."""
+        return FileFacts(size=self.size, sha256=self.sha256) if resultant == "labels" else None
 
 
 class Cause(Record):
@@ -102,6 +115,42 @@ class Cause(Record):
         return by_code(self.code)(self.detail, self.remedy, job=job)
 
 
+class PluginUsed(Record):
+    """The plugin of a run; `version` is None where its command does not tell."""
+
+    name: str
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """How a run was started, for its record.
+
+    Attributes:
+        device: `cpu` or `cuda:N`.
+        executor: The executor's name.
+        plugin: The plugin and its version.
+        command: The command line; paths relative to the job's folder.
+        environment: What was set on top of the server's own environment.
+        versions: Of all that decides about the voxels.
+    """
+
+    device: str
+    executor: str
+    plugin: PluginUsed
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How the plugin ended: its exit code, None where it has none, and the seconds that it took."""
+
+    exit_code: int | None
+    seconds: float
+
+
 class Job(Record):
     """One run. Times are UTC (ISO 8601); `revision` grows with each change.
 
@@ -120,6 +169,7 @@ class Job(Record):
     model: ModelUsed
     volume: VolumeSent
     resultant: Resultant
+    plugin: PluginUsed | None = None
     device: str | None = None
     executor: str | None = None
     command: list[str] = Field(default_factory=list)
@@ -146,6 +196,62 @@ class Job(Record):
     def logits(self) -> bool:
         """Whether the run makes the plugin's own volumes too."""
         return self.resultant == "logits"
+
+    # --- the steps that a job takes -----------------------------------------------------------
+
+    def asked_to_cancel(self) -> "Job":
+        """Someone wants it ended."""
+        return self.changed(cancel_requested=True)
+
+    def started(self, facts: RunFacts) -> "Job":
+        """One more run of it begins."""
+        return self.moved(
+            "running",
+            attempts=self.attempts + 1,
+            plugin=facts.plugin,
+            device=facts.device,
+            executor=facts.executor,
+            command=list(facts.command),
+            environment=dict(facts.environment),
+            versions=dict(facts.versions),
+        )
+
+    def put_back(self, *, count_the_attempt: bool) -> "Job":
+        """It waits again. Attempts are counted to give up a job that its server dies of."""
+        attempts = self.attempts if count_the_attempt else self.attempts - 1
+        return self.moved("queued", device=None, attempts=attempts)
+
+    def succeeded(
+        self, end: RunEnd, segmentation: Segmentation, warnings: Sequence[str] = ()
+    ) -> "Job":
+        """It has a result that passed every check."""
+        return self.moved(
+            "succeeded",
+            exit_code=end.exit_code,
+            seconds=end.seconds,
+            segmentation=segmentation,
+            warnings=[*self.warnings, *warnings],
+        )
+
+    def failed(self, error: PfmsError, end: RunEnd | None = None) -> "Job":
+        """There is no result. An interrupted job gives its Idempotency-Key back."""
+        key = None if isinstance(error, Interrupted) else self.idempotency_key
+        return self.moved(
+            "failed",
+            exit_code=end.exit_code if end else None,
+            seconds=end.seconds if end else None,
+            error=Cause.of(error),
+            idempotency_key=key,
+        )
+
+    def cancelled(self, why: str) -> "Job":
+        """It was ended because someone asked; its Idempotency-Key is free again."""
+        cause = Cause.of(Cancelled(why))
+        return self.moved("cancelled", error=cause, cancel_requested=True, idempotency_key=None)
+
+    def purged(self) -> "Job":
+        """Its voxels are removed."""
+        return self.changed(purged_at=iso(utc_now()))
 
     def changed(self, **fields: Any) -> "Job":
         """A copy with other fields and the next revision; the state stays."""

@@ -19,6 +19,7 @@ class JobQueue:
         self.per_device = per_device
         self._waiting: dict[str, None] = {}  # ordered, and quick to remove from
         self._running: dict[str, Slot] = {}
+        self._reserved = 0
         self.devices: tuple[str, ...] = ()
         self.set_devices(devices)
 
@@ -26,6 +27,23 @@ class JobQueue:
         """Run on these from now on; what runs elsewhere ends there."""
         self.devices = tuple(devices)
         self._slots = [Slot(device, i) for i in range(self.per_device) for device in devices]
+
+    def reserve(self, limit: int) -> bool:
+        """Keep a place for a job that is still being received; False where there is none.
+
+        Args:
+            limit: How many jobs may wait while every slot is taken.
+        """
+        busy = set(self._running.values())
+        free = sum(slot not in busy for slot in self._slots)
+        if len(self._waiting) + self._reserved >= limit + free:
+            return False
+        self._reserved += 1
+        return True
+
+    def give_back(self) -> None:
+        """Let go of a place that `reserve` kept."""
+        self._reserved -= 1
 
     def add(self, job_id: str, *, first: bool = False) -> None:
         """Put a job at the end, or back at the front."""

@@ -2,10 +2,10 @@
 
 import logging
 
-from pfms.errors import Cancelled, Interrupted
-from pfms.jobs.job import Cause, Job
+from pfms.errors import Interrupted
+from pfms.jobs.job import Job
+from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
-from pfms.jobs.table import Records
 from pfms.processes.kill import end_marked
 from pfms.processes.marks import WORKSPACE_MARK
 from pfms.storage.workspace import Workspace
@@ -13,41 +13,40 @@ from pfms.storage.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-async def recover(workspace: Workspace, records: Records, runs: Runs, max_attempts: int) -> None:
+async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attempts: int) -> None:
     """End the processes that outlived their server, then queue or end each job that has not ended.
 
     Args:
         workspace: Held by this server, so that every marked process is of an earlier one.
-        records: Open, and brought up to date with the folders.
+        journal: Of a table that is open, and brought up to date with the folders.
         runs: Where the jobs go on.
         max_attempts: A job that was started so often does not start again.
     """
+    records = journal.records
     ended = await end_marked(WORKSPACE_MARK, workspace.mark)
     if ended:
         log.warning("ended %d processes of an earlier server", ended)
-    for model_id, seconds in await runs.in_journal(records.last_seconds, 50):
-        runs.remember_seconds(model_id, seconds)
-    for job in await runs.in_journal(records.active):
+    for model_id, seconds in await journal.call(records.last_seconds, 50):
+        runs.estimates.remember(model_id, seconds)
+    for job in await journal.call(records.active):
         taken_up = _take_up(job, max_attempts)
         if taken_up is not job:
             log.warning("job %s was %s and is now %s", job.id, job.state, taken_up.state)
-            await runs.in_journal(records.write, taken_up)
+            await journal.call(records.write, taken_up)
         if not taken_up.ended:
             runs.enter(taken_up)
 
 
 def _take_up(job: Job, max_attempts: int) -> Job:
     if job.cancel_requested:
-        cause = Cause.of(Cancelled("It was cancelled, and the server stopped meanwhile."))
-        return job.moved("cancelled", error=cause, idempotency_key=None)
+        return job.cancelled("It was cancelled, and the server stopped meanwhile.")
     if job.state == "queued":
         return job
     if job.attempts >= max_attempts:
-        cause = Cause.of(
+        return job.failed(
             Interrupted(
                 f"The server died under it {job.attempts} times.",
                 "POST to the job's /rerun to try once more.",
             )
         )
-        return job.moved("failed", error=cause, idempotency_key=None)
-    return job.moved("queued", device=None)
+    return job.put_back(count_the_attempt=True)

@@ -1,28 +1,25 @@
 """What happens to a job from its acceptance to its end: it waits, runs, is judged, is recorded.
 
-Nothing outside changes a job's state. All of it is on the event loop; what blocks is in threads.
+Nothing outside changes the state of a job that has not ended. All of it is on the event loop; what
+blocks is in threads.
 """
 
 import asyncio
 import logging
-import statistics
+import sqlite3
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from sqlalchemy.exc import OperationalError
-
-from pfms.errors import Cancelled, DiskFull, Interrupted, PfmsError, PluginFailed
+from pfms.errors import DiskFull, Interrupted, PfmsError, PluginFailed
 from pfms.executors.base import Executor
 from pfms.jobs.attempt import Attempt
-from pfms.jobs.estimates import estimate_starts
+from pfms.jobs.estimates import Estimates, estimate_starts
 from pfms.jobs.events import Broadcast
-from pfms.jobs.job import Cause, Job
+from pfms.jobs.job import Job, RunEnd
+from pfms.jobs.journal import Journal
 from pfms.jobs.queue import JobQueue, Slot
-from pfms.jobs.table import Records
 from pfms.plugin.command import PluginCommand
 from pfms.plugin.types import PluginExit, Progress
 from pfms.settings import Settings
@@ -30,14 +27,15 @@ from pfms.storage.disk import full_disk_is_told
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _PROGRESS_SECONDS = 0.5  # at most this often is progress within a stage written down
 _FIRST_RUN_SECONDS = 30.0  # what a run is taken to last before any has been seen
-_RETRY_SECONDS = 1.0  # between attempts to record an end on a disk that is full
+_RETRY_SECONDS = 1.0  # between attempts to record a step on a disk that is full
+_LONGEST_RETRY_SECONDS = 60.0  # between attempts to record a step that fails otherwise
 _HEARING_SECONDS = 0.2  # in which a stop that our processes have heard of is heard by us too
 
 Stop = Literal["cancelled", "client-gone", "shutdown"]
+Step = Callable[[Job], Job]
 _WHY_CANCELLED = {
     "cancelled": "It was cancelled by a call.",
     "client-gone": "The client of its blocking call went away.",
@@ -46,7 +44,7 @@ _WHY_CANCELLED = {
 
 @dataclass
 class Active:
-    """A job that has not ended, and who works on it. `done` gets it when it has."""
+    """A job that has not ended, and what works on it. `done` gets the job when it has ended."""
 
     job: Job
     done: asyncio.Future[Job]
@@ -65,33 +63,23 @@ class Runs:
         self,
         settings: Settings,
         workspace: Workspace,
-        records: Records,
+        journal: Journal,
         executor: Executor,
         command: PluginCommand,
         queue: JobQueue,
     ) -> None:
         self._settings = settings
         self._workspace = workspace
-        self._records = records
+        self._journal = journal
         self._executor = executor
         self._command = command
         self.queue = queue
+        self.estimates = Estimates()
         self.broadcast = Broadcast()
         self.active: dict[str, Active] = {}
         self.draining = False
-        self._hurry = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._seconds: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=5))
-        self._journal = ThreadPoolExecutor(1, "journal")  # one writer, so writes keep their order
-
-    async def in_journal(self, call: Callable[..., T], *args: Any, **named: Any) -> T:
-        """Make a call of `records` in the journal's thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._journal, lambda: call(*args, **named))
-
-    def remember_seconds(self, model_id: str, seconds: float) -> None:
-        """Note how long a run took, for the estimates."""
-        self._seconds[model_id].append(seconds)
+        self._drain_now = asyncio.Event()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- coming in -------------------------------------------------------------------------
 
@@ -107,134 +95,149 @@ class Runs:
         """Give free slots to the jobs that wait."""
         while not self.draining and (taken := self.queue.take()) is not None:
             job_id, slot = taken
-            task = asyncio.create_task(self._run(self.active[job_id], slot), name=job_id)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._run(self.active[job_id], slot))
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     # --- running ---------------------------------------------------------------------------
 
     async def _run(self, active: Active, slot: Slot) -> None:
+        """Run a job in a slot and record what came of it. The slot is free afterwards."""
         job_id = active.job.id
         try:
-            await self._attempt(active, slot)
+            step = await self._attempt(active, slot)
         except PfmsError as error:
-            await self._fail(active, error)
+            step = self._failed(error)
         except Exception:
             log.exception("job %s: pfms itself failed", job_id)
-            await self._fail(active, PluginFailed("pfms could not run the plugin for this job."))
-        self.queue.release(job_id)
-        if not active.job.ended:  # put back
-            self.queue.add(job_id, first=True)
-            if self.draining:
-                self._let_go([job_id])
-        self.dispatch()
+            step = self._failed(PluginFailed("pfms could not run the plugin for this job."))
+        try:
+            await self._record(active, step)
+        except Exception:  # not a full disk, which it waits for: the slot must not wait as well
+            log.exception("job %s: its end cannot be recorded; it is tried again", job_id)
+            self._spawn(self._record_later(active, step))
+        else:
+            self._wait_again(active)
+        finally:
+            self.queue.release(job_id)
+            self.dispatch()
 
-    async def _attempt(self, active: Active, slot: Slot) -> None:
-        attempt = Attempt(
-            self._settings, self._command, self._workspace, active.job, slot, self._executor.name
-        )
-        fields = await asyncio.to_thread(attempt.prepare)
-        attempts = active.job.attempts + 1
-        await self._change(active, "running", patient=False, attempts=attempts, **fields)
+    async def _attempt(self, active: Active, slot: Slot) -> Step:
+        """Run the plugin for a job; the step that the job takes then.
+
+        Raises:
+            PfmsError: There is no result; which error says why.
+        """
+        attempt = Attempt(self._settings, self._command, self._workspace, active.job)
+        run, facts = await asyncio.to_thread(attempt.prepare, slot.device, self._executor.name)
+        await self._change(active, lambda job: job.started(facts))
         active.started = time.monotonic()
 
         if active.stop is None:
             active.plugin = asyncio.create_task(
-                self._executor.run(
-                    attempt.run, lambda progress: self._on_progress(active, progress)
-                )
+                self._executor.run(run, lambda told: self._on_progress(active, told))
             )
             await asyncio.wait({active.plugin})
         if active.plugin is None or active.plugin.cancelled():
-            await self._stopped(active)
-            return
+            return self._stopped(active)
         plugin_exit = active.plugin.result()
         if plugin_exit.ended_by == "executor":
             await asyncio.sleep(_HEARING_SECONDS)
-            if self.draining or attempts < self._settings.max_attempts:
+            if self.draining or active.job.attempts < self._settings.max_attempts:
                 log.warning("job %s: %s; it is run again", active.job.id, plugin_exit.message)
-                await self._stopped(active)
-                return
+                return self._stopped(active)
 
         self._on_progress(active, Progress("saving"))
-        fields = {"exit_code": plugin_exit.code, "seconds": round(plugin_exit.seconds, 3)}
+        end = RunEnd(plugin_exit.code, round(plugin_exit.seconds, 3))
         try:
             segmentation, warnings = await asyncio.to_thread(attempt.judge, plugin_exit)
         except PfmsError as error:
-            await self._fail(active, error, **fields)
-            return
+            if isinstance(error, DiskFull):  # give back what the run took
+                await asyncio.to_thread(self._workspace.job(active.job.id).clear_output)
+            return self._failed(error, end)
         if active.stop in _WHY_CANCELLED:
-            await self._stopped(active)
-            return
-        warnings = [*active.job.warnings, *warnings]
-        await self._change(
-            active, "succeeded", segmentation=segmentation, warnings=warnings, **fields
-        )
-        self.remember_seconds(active.job.model.modelID, time.monotonic() - active.started)
+            return self._stopped(active)
+        self.estimates.remember(active.job.model.modelID, time.monotonic() - active.started)
+        return lambda job: job.succeeded(end, segmentation, warnings)
 
-    async def _stopped(self, active: Active) -> None:
+    def _stopped(self, active: Active) -> Step:
         """The run was ended because someone asked, or by no fault of its own."""
         if active.stop in _WHY_CANCELLED:
-            await self._cancelled(active)
-        else:
-            await self._requeue(active)
+            why = _WHY_CANCELLED[active.stop]
+            return lambda job: job.cancelled(why)
+        orderly = self.draining
+        return lambda job: job.put_back(count_the_attempt=not orderly)
 
-    async def _cancelled(self, active: Active) -> None:
-        assert active.stop in _WHY_CANCELLED  # noqa: S101
-        cause = Cause.of(Cancelled(_WHY_CANCELLED[active.stop]))
-        await self._change(active, "cancelled", error=cause, idempotency_key=None)
+    def _failed(self, error: PfmsError, end: RunEnd | None = None) -> Step:
+        return lambda job: job.failed(error, end)
 
-    async def _fail(self, active: Active, error: PfmsError, **fields: Any) -> None:
-        if isinstance(error, DiskFull):  # give back what the run took
-            await asyncio.to_thread(self._workspace.job(active.job.id).clear_output)
-        if isinstance(error, Interrupted):
-            fields["idempotency_key"] = None
-        await self._change(active, "failed", error=Cause.of(error), **fields)
+    def _wait_again(self, active: Active) -> None:
+        """Put a job that was put back on record into the queue too, as the next one."""
+        if active.job.state == "queued" and active.job.id in self.active:
+            active.plugin = None
+            active.progress = None
+            self.queue.add(active.job.id, first=True)
+            if self.draining:
+                self._let_go([active.job.id])
 
-    async def _requeue(self, active: Active) -> None:
-        # Attempts are counted to give up a run that its server dies of: an orderly stop is none.
-        attempts = active.job.attempts - self.draining
-        await self._change(active, "queued", device=None, attempts=attempts)
-        active.plugin = None
-        active.progress = None
+    # --- recording -------------------------------------------------------------------------
 
-    # --- telling ---------------------------------------------------------------------------
+    async def _record(self, active: Active, step: Step) -> None:
+        """Record a step, waiting for room where the disk is full.
 
-    async def _change(
-        self, active: Active, state: Any = None, *, patient: bool = True, **fields: Any
-    ) -> Job:
-        """Record a change, then let it be known. Until it is on record, it has not happened.
+        During a drain it gives up: the next start finds the job as it was, and goes on from there.
+        """
+        while True:
+            try:
+                await self._change(active, step)
+                return
+            except DiskFull as error:
+                log.error("job %s: cannot be recorded: %s", active.job.id, error)
+                if self.draining:
+                    return
+                if not active.job.ended and step(active.job).error is not None:
+                    # the record of a failure is worth more than what the run wrote
+                    await asyncio.to_thread(self._workspace.job(active.job.id).clear_output)
+                await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _record_later(self, active: Active, step: Step) -> None:
+        """Try to record a step for as long as it takes; no slot waits for it."""
+        pause = _RETRY_SECONDS
+        while not self.draining:
+            await self._sleep_unless_draining(pause)
+            pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
+            try:
+                await self._record(active, step)
+            except Exception as error:
+                log.error("job %s: still cannot be recorded: %s", active.job.id, error)
+            else:
+                self._wait_again(active)
+                self.dispatch()
+                return
+
+    async def _change(self, active: Active, step: Step) -> None:
+        """Record a step, then let it be known. Until it is on record, it has not happened.
 
         Raises:
-            DiskFull, OSError, OperationalError: It cannot be recorded, and it is not `patient`:
-                else it waits until it can.
+            DiskFull: There is no room to record it.
+            OSError, sqlite3.Error: It cannot be recorded.
         """
         async with active.lock:
-            old = active.job
-            if old.ended:  # someone was quicker
-                return old
-            job = old.moved(state, **fields) if state else old.changed(**fields)
-            while True:
-                try:
-                    with full_disk_is_told():
-                        event = await self.in_journal(self._records.write, job)
-                    break
-                except (OSError, OperationalError, DiskFull) as error:
-                    log.error("job %s: cannot record %s: %s", job.id, job.state, error)
-                    if not patient:
-                        raise
-                    if self.draining:  # the next start finds it as it was, and goes on from there
-                        return old
-                    if job.error is not None:  # its record is worth more than what it wrote
-                        await asyncio.to_thread(self._workspace.job(job.id).clear_output)
-                    await asyncio.sleep(_RETRY_SECONDS)
+            if active.job.ended:  # another step was quicker
+                return
+            job = step(active.job)
+            with full_disk_is_told():
+                event = await self._journal.call(self._journal.records.write, job)
             active.job = job
         self.broadcast.tell(job.id, event)
         if job.ended:
             self.active.pop(job.id, None)
             if not active.done.done():  # during a drain nobody waits for it any more
                 active.done.set_result(job)
-        return job
 
     def _on_progress(self, active: Active, progress: Progress) -> None:
         new_stage = active.progress is None or active.progress.stage != progress.stage
@@ -242,15 +245,13 @@ class Runs:
         now = time.monotonic()
         if new_stage or now - active.told_at >= _PROGRESS_SECONDS:
             active.told_at = now
-            task = asyncio.create_task(self._tell_progress(active.job.id, progress))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._tell_progress(active.job.id, progress))
 
     async def _tell_progress(self, job_id: str, progress: Progress) -> None:
         data = {"id": job_id, "state": "running", **progress.__dict__}
         try:
-            event = await self.in_journal(self._records.progress, job_id, data)
-        except OperationalError:  # the disk is full: a record of progress is no loss
+            event = await self._journal.call(self._journal.records.progress, job_id, data)
+        except sqlite3.OperationalError:  # the disk is full: a record of progress is no loss
             return
         if job_id in self.active:
             self.broadcast.tell(job_id, event)
@@ -269,10 +270,15 @@ class Runs:
         active.stop = active.stop or why
         if active.plugin is not None:
             active.plugin.cancel()
-        if not active.job.cancel_requested:
-            await self._change(active, patient=False, cancel_requested=True)
-        if self.queue.discard(job_id):
-            await self._cancelled(active)
+        waited = self.queue.discard(job_id)
+        step = self._stopped(active) if waited else Job.asked_to_cancel
+        try:
+            if waited or not active.job.cancel_requested:
+                await self._change(active, step)
+        except BaseException:
+            if waited:  # it will not run, and is recorded as cancelled as soon as that is possible
+                self._spawn(self._record_later(active, step))
+            raise
         return active.job
 
     async def drain(self, seconds: float) -> None:
@@ -282,12 +288,10 @@ class Runs:
         self._let_go(self.queue.waiting)
         running = [self.active[job_id] for job_id in self.queue.running if job_id in self.active]
         if running:
-            ends = asyncio.create_task(asyncio.wait({one.done for one in running}))
-            hurry = asyncio.create_task(self._hurry.wait())
-            either: set[asyncio.Future[Any]] = {ends, hurry}
-            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            for each in either:
-                each.cancel()
+            await _first_of(
+                asyncio.wait({one.done for one in running}), self._drain_now.wait(), seconds=seconds
+            )
+        self._drain_now.set()
         for one in running:
             one.stop = one.stop or "shutdown"
             if one.plugin is not None:
@@ -296,28 +300,22 @@ class Runs:
             await asyncio.wait(set(self._tasks))
         self._let_go(self.active)
 
-    def hasten(self) -> None:
-        """End the patience of a drain: what runs is put back into the queue now."""
-        self._hurry.set()
+    def drain_now(self) -> None:
+        """Wait no longer in a drain: what runs is put back into the queue now."""
+        self._drain_now.set()
+
+    async def _sleep_unless_draining(self, seconds: float) -> None:
+        await _first_of(self._drain_now.wait(), seconds=seconds)
 
     def _let_go(self, job_ids: Iterable[str]) -> None:
-        """Tell who waits for these jobs that they will not end under this server."""
+        """Tell the calls that wait for these jobs that they will not end under this server."""
         for job_id in job_ids:
             done = self.active[job_id].done
             if not done.done():
                 done.set_exception(Interrupted("The server stops; the job is queued.", job=job_id))
-                done.exception()  # it is no fault if nobody waits
-
-    async def close(self) -> None:
-        """Stop the journal's thread."""
-        await asyncio.to_thread(self._journal.shutdown)
+                done.exception()  # not a fault if nobody waits
 
     # --- estimating ------------------------------------------------------------------------
-
-    def expected_seconds(self, model_id: str) -> float | None:
-        """What the last runs of a model took (of any model, where it has none), or None."""
-        last = self._seconds.get(model_id) or [s for each in self._seconds.values() for s in each]
-        return statistics.median(last) if last else None
 
     def places(self) -> dict[str, tuple[int, float]]:
         """The place of each waiting job, 0 the next, and the seconds until it starts."""
@@ -326,7 +324,7 @@ class Runs:
 
     def seconds_until_room(self) -> float:
         """When one of the jobs that wait will have left the queue."""
-        return self._starts(self.queue.waiting)[0]
+        return next(iter(self._starts(self.queue.waiting)), 0.0)
 
     def _starts(self, waiting: list[str]) -> list[float]:
         now = time.monotonic()
@@ -335,10 +333,20 @@ class Runs:
         def seconds(job_id: str) -> float:
             model_id = self.active[job_id].job.model.modelID
             if model_id not in known:
-                known[model_id] = self.expected_seconds(model_id) or _FIRST_RUN_SECONDS
+                known[model_id] = self.estimates.expected(model_id) or _FIRST_RUN_SECONDS
             return known[model_id]
 
         running = [job_id for job_id in self.queue.running if job_id in self.active]
         remaining = [max(0.0, seconds(i) - (now - self.active[i].started)) for i in running]
         durations = [seconds(job_id) for job_id in waiting]
         return estimate_starts(self.queue.slot_count, remaining, durations)
+
+
+async def _first_of(*works: Awaitable[Any], seconds: float) -> None:
+    """Wait until one of them is done, at most so long; the others are cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -8,7 +8,6 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from pfms.errors import StartError
+from pfms.jobs.events import Event
 from pfms.jobs.job import ENDED, Job, State
 from pfms.storage.disk import network_storage
 from pfms.storage.files import write_atomically
@@ -51,15 +51,6 @@ _events = sa.Table(
     sa.Column("kind", sa.String),
     sa.Column("data", sa.Text),
 )
-
-
-@dataclass(frozen=True)
-class Event:
-    """A change of state or progress. `n` grows over all jobs and restarts: the SSE event's ID."""
-
-    n: int
-    kind: str
-    data: dict[str, Any]
 
 
 class Records:

@@ -1,7 +1,6 @@
 """Runs a job's saved command again, and says whether the voxels are those of its record."""
 
 import asyncio
-import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -20,12 +19,11 @@ from pfms.plugin import spleenseg
 from pfms.plugin.command import versions
 from pfms.plugin.types import PluginExit
 from pfms.processes.run import run_in_group
-from pfms.storage.files import discard
+from pfms.storage.files import discard, sha256_of, tail_of
 from pfms.storage.workspace import JobTree
 from pfms.volumes.labels import LabelFacts, write_labels
 from pfms.volumes.reader import NiftiReader
 
-_TAIL = 64 << 10  # bytes of the log in which the cause of a failure is looked for
 _SECONDS = 7 * 24 * 3600.0  # a person waits, and has Ctrl-C
 _GRACE_SECONDS = 2.0
 
@@ -192,7 +190,7 @@ def _judge(
     """The labels of the rerun, or why there are none; as the service judges a run."""
     onehot = rerun / spleenseg.ONEHOT
     log = rerun / tree.log.name
-    tail = log.read_bytes()[-_TAIL:].decode(errors="replace")
+    tail = tail_of(log)
     verdict = spleenseg.cause_of(plugin_exit, tail, onehot.is_file(), root=str(tree.root))
     own = [line for line in tail.splitlines() if line.startswith("command.sh: ")]
     if plugin_exit.code and own:  # the script itself gave up: the plugin is not there, say
@@ -230,8 +228,7 @@ def _difference(tree: JobTree, rerun: Path) -> Difference | None:
 def _changed(tree: JobTree, job: Job) -> dict[str, tuple[str, str]]:
     """What decides about the voxels and is not as in the record."""
     now = versions()
-    with tree.model.open("rb") as file:
-        now["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
+    now["weights"] = sha256_of(tree.model)
     then = {**job.versions, "weights": job.model.sha256}
     return {
         name: (then.get(name, "none"), now.get(name, "none"))

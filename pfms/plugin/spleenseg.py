@@ -35,6 +35,8 @@ __all__ = [
     "stage_of",
 ]
 
+NAME = "spleenseg"
+
 # Relative to the job's folder. The plugin takes every `imagesTs/**/*nii.gz` and the first file of
 # the model's name below its input folder, so each job has a tree with exactly one of both.
 INPUTDIR = "input"

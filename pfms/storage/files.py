@@ -1,10 +1,12 @@
 """How files appear whole and durably, and how they go."""
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 # another file system; a file of another owner (protected_hardlinks); too many; not supported
@@ -67,3 +69,28 @@ def appearing_whole(target: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_whole(file: BufferedReader, size: int, sha256: str) -> bool:
+    """Whether an opened file has this size, in bytes, and this checksum. It is rewound."""
+    if os.fstat(file.fileno()).st_size != size:
+        return False
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
+    return found == sha256
+
+
+def tail_of(path: Path, size: int = 64 << 10) -> str:
+    """The last `size` bytes of a text file; empty where there is no such file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""

@@ -9,6 +9,7 @@ from typing import IO, Self
 
 from pfms.errors import TooLarge
 from pfms.storage.disk import full_disk_is_told
+from pfms.storage.room import Reservation
 
 _BUFFER = 1 << 20  # bytes gathered before a thread writes them: fewer hops than a chunk each
 
@@ -23,11 +24,18 @@ class Upload:
 
 
 class UploadWriter:
-    """Writes what `feed` is given; as an async context it removes the file unless it was kept."""
+    """Writes what `feed` is given; as an async context it removes the file unless it was moved.
 
-    def __init__(self, path: Path, limit: int) -> None:
+    Args:
+        path: Of the new file.
+        limit: The most bytes that it may have.
+        room: On the disk, promised to it; None where nobody keeps count.
+    """
+
+    def __init__(self, path: Path, limit: int, room: Reservation | None = None) -> None:
         self._path = path
         self._limit = limit
+        self._room = room
         self._file: IO[bytes] | None = None
         self._hash = hashlib.sha256()
         self._pieces: list[bytes] = []
@@ -65,6 +73,8 @@ class UploadWriter:
             await self._flush()
 
     async def _flush(self) -> None:
+        if self._room is not None:
+            await self._room.write(self._gathered)
         pieces, self._pieces, self._gathered = self._pieces, [], 0
         with full_disk_is_told():
             await asyncio.to_thread(self._write, b"".join(pieces))

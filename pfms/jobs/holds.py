@@ -1,0 +1,72 @@
+"""Who holds the files of an ended job: any number of readers, or one that removes them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass
+class _Hold:
+    """The holders of one job's files, and how many tasks use this."""
+
+    users: int = 0
+    readers: int = 0
+    removers: int = 0  # the one that removes, and those that wait to
+    removing: bool = False
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait_until(self, free: Callable[[], bool]) -> None:
+        while not free():
+            self.released.clear()
+            await self.released.wait()
+
+
+class Holds:
+    """A lock for each job: shared to read its files, exclusive to remove them.
+
+    A task that waits to remove goes before readers that come later, so that readers cannot keep a
+    job for ever.
+    """
+
+    def __init__(self) -> None:
+        self._holds: dict[str, _Hold] = {}
+
+    @asynccontextmanager
+    async def reading(self, job_id: str) -> AsyncIterator[None]:
+        """Nothing removes the job's files meanwhile."""
+        with self._of(job_id) as hold:
+            await hold.wait_until(lambda: not hold.removers)
+            hold.readers += 1
+            try:
+                yield
+            finally:
+                hold.readers -= 1
+                hold.released.set()
+
+    @asynccontextmanager
+    async def removing(self, job_id: str) -> AsyncIterator[None]:
+        """Nothing else reads or removes the job's files meanwhile."""
+        with self._of(job_id) as hold:
+            hold.removers += 1
+            try:
+                await hold.wait_until(lambda: not (hold.readers or hold.removing))
+                hold.removing = True
+                try:
+                    yield
+                finally:
+                    hold.removing = False
+            finally:
+                hold.removers -= 1
+                hold.released.set()
+
+    @contextmanager
+    def _of(self, job_id: str) -> Iterator[_Hold]:
+        hold = self._holds.setdefault(job_id, _Hold())
+        hold.users += 1
+        try:
+            yield hold
+        finally:
+            hold.users -= 1
+            if not hold.users:
+                del self._holds[job_id]
