@@ -11,9 +11,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from sqlite3 import OperationalError
 from typing import Any, Literal, TypeVar
-
-from sqlalchemy.exc import OperationalError
 
 from pfms.errors import Cancelled, DiskFull, Interrupted, PfmsError, PluginFailed
 from pfms.executors.base import Executor
@@ -252,7 +251,7 @@ class Runs:
             event = await self.in_journal(self._records.progress, job_id, data)
         except OperationalError:  # the disk is full: a record of progress is no loss
             return
-        if job_id in self.active:
+        if event is not None and job_id in self.active:
             self.broadcast.tell(job_id, event)
 
     # --- ending ----------------------------------------------------------------------------
