@@ -6,6 +6,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -14,6 +15,7 @@ from bench.figures import Figure, Task, spread
 from bench.load import Caller, expect, serving
 from pfms.clock import iso
 from pfms.jobs.job import Job, State
+from pfms.jobs.table import Records
 from pfms.storage.workspace import Workspace
 from tests.conftest import start
 
@@ -76,25 +78,20 @@ def _multiply(workspace: Path, count: int) -> None:
     [template] = [
         Job.model_validate_json(place.job(job_id).record.read_bytes()) for job_id in place.job_ids()
     ]
-    table = sqlite3.connect(workspace / "pfms.db")
-    [(kind, data)] = table.execute("SELECT kind, data FROM events LIMIT 1").fetchall()
-    jobs, events = [], []
-    for n, job in enumerate(_like(template, count)):
+    for job in _like(template, count):
         tree = place.job(job.id)
         tree.root.mkdir()
         tree.record.write_text(job.model_dump_json(indent=2))
-        row = (job.id, job.revision, job.state, job.model.modelID, job.created_at, job.ended_at)
-        jobs.append((*row, job.model_dump_json()))
-        first = 1 + n * _EVENTS_EACH
-        events += [(first + i, job.id, kind, data) for i in range(_EVENTS_EACH)]
-    with table:
-        table.executemany(
-            "INSERT INTO jobs (id, revision, state, model_id, created_at, ended_at, record) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            jobs,
-        )
-        table.executemany("INSERT INTO events (n, job_id, kind, data) VALUES (?, ?, ?, ?)", events)
+    table = Records(place)
+    table.open()  # reads the folders, and makes one event for each
     table.close()
+    with closing(sqlite3.connect(workspace / "pfms.db")) as connection, connection:
+        more = json.dumps(list(range(1, _EVENTS_EACH)))
+        connection.execute(
+            "INSERT INTO events SELECT n - 1000000000000 * more.value, job_id, kind, data "
+            "FROM events, json_each(?) AS more",
+            (more,),
+        )
 
 
 def _like(template: Job, count: int) -> Iterator[Job]:

@@ -28,7 +28,7 @@ UMASK = 0o007
 
 _THREADS = 32
 _GOODBYE_SECONDS = 5  # for downloads that go on when everything else has ended
-_QUIET = ("uvicorn.error", "sse_starlette", "alembic", "python_multipart", "httpx")
+_QUIET = ("uvicorn.error", "sse_starlette", "python_multipart", "httpx")
 
 
 class Server(uvicorn.Server):

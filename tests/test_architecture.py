@@ -8,13 +8,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
 import pfms
 from pfms import errors
 from pfms.api import problems
-from pfms.jobs import table
 from tests.conftest import ROOT, nifti_bytes, seed_model, start
 
 PFMS = Path(pfms.__file__).parent
@@ -78,7 +75,7 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(PFMS.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-MODULES = {name_of(path): path for path in PFMS.rglob("*.py") if "migrations" not in path.parts}
+MODULES = {name_of(path): path for path in PFMS.rglob("*.py")}
 
 
 def ours(name: str, *, late: bool) -> set[str]:
@@ -175,13 +172,6 @@ def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
         assert errors.by_code(kind.code) is kind
         assert kind.title != errors.PfmsError.title, kind
         assert kind.remedy != errors.PfmsError.remedy, kind
-
-
-def test_the_newest_migration_is_the_one_that_the_records_ask_for() -> None:
-    config = Config()
-    config.set_main_option("script_location", str(PFMS / "jobs" / "migrations"))
-
-    assert ScriptDirectory.from_config(config).get_current_head() == table._HEAD
 
 
 # --- the event loop --------------------------------------------------------------------------

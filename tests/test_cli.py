@@ -16,7 +16,7 @@ from tests.command import COMMAND, environment, finish, pfms, running
 from tests.conftest import ROOT, Server, StartServer, eventually, nifti_bytes
 from tests.small_server import Answers, small_server
 
-HEAVY = ("torch", "numpy", "nibabel", "fastapi", "uvicorn", "pydantic", "sqlalchemy", "httpx")
+HEAVY = ("torch", "numpy", "nibabel", "fastapi", "uvicorn", "pydantic", "httpx")
 NOWHERE = "http://127.0.0.1:1"
 
 

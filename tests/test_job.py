@@ -1,3 +1,4 @@
+import json
 from typing import Any, get_args
 
 import pytest
@@ -76,3 +77,31 @@ def test_what_is_no_job_id_is_not_looked_for(text: str) -> None:
     assert valid_job_id(ID) == ID
     with pytest.raises(JobNotFound):
         valid_job_id(text)
+
+
+def test_fields_that_this_pfms_does_not_know_survive_every_change() -> None:
+    content = job().moved("running").model_dump(mode="json")
+    content |= {"schema_version": 7, "ward": {"beds": [1, 2.5, None]}}
+    for part in ("model", "volume"):
+        content[part]["colour"] = "blue"
+    known = Job.model_validate_json(json.dumps(content))
+
+    ended = known.changed(warnings=["w"]).moved("failed")
+
+    written = json.loads(ended.model_dump_json())
+    assert written == {**content, **{name: written[name] for name in CHANGED}}
+    assert Job.model_validate_json(ended.model_dump_json()) == ended
+
+
+CHANGED = ("revision", "state", "ended_at", "warnings")
+
+
+def test_a_record_from_before_there_were_versions_is_of_the_first() -> None:
+    content = json.loads(job().model_dump_json())
+    del content["schema_version"]
+    assert Job.model_validate(content).schema_version == 1
+
+
+def test_a_change_of_a_field_that_no_job_has_is_a_bug() -> None:
+    with pytest.raises(ValueError, match="no colour"):
+        job().changed(colour="blue")

@@ -1,13 +1,14 @@
 import json
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 
-import pfms
-from pfms.jobs import table as records_module
+from pfms.errors import JobNotFound
+from pfms.jobs import folders
+from pfms.jobs.events import Event
+from pfms.jobs.folders import read_record
 from pfms.jobs.job import Job
 from pfms.jobs.table import Records
 from pfms.storage.workspace import Workspace
@@ -36,14 +37,6 @@ def with_folder(workspace: Workspace, records: Records, one: Job) -> Job:
 
 def ids(count: int) -> list[str]:
     return [f"{ID[:-3]}{n:03x}" for n in range(count)]
-
-
-def test_the_head_that_records_expects_is_the_newest_migration() -> None:
-    config = Config()
-    config.set_main_option(
-        "script_location", str(Path(pfms.__file__).parent / "jobs" / "migrations")
-    )
-    assert ScriptDirectory.from_config(config).get_current_head() == records_module._HEAD
 
 
 def test_a_record_comes_back_as_it_was_written(workspace: Workspace) -> None:
@@ -114,43 +107,6 @@ def test_a_row_without_a_folder_is_forgotten_at_the_start(workspace: Workspace) 
     records.close()
 
 
-@pytest.mark.parametrize("damage", ["missing", "garbage", "cut", "page"])
-def test_a_lost_or_damaged_table_is_rebuilt_from_the_folders(
-    workspace: Workspace, damage: str
-) -> None:
-    records = opened(workspace)
-    written = [with_folder(workspace, records, job(id=job_id)) for job_id in ids(40)]
-    records.close()
-    file = workspace.root / "pfms.db"
-    content = file.read_bytes()
-    match damage:
-        case "missing":
-            file.unlink()
-        case "garbage":
-            file.write_bytes(b"this is no database" * 1000)
-        case "cut":
-            file.write_bytes(content[: len(content) // 2])
-        case "page":
-            file.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
-    records = opened(workspace)
-    assert sorted(one.id for one in records.page(limit=99)) == sorted(one.id for one in written)
-    assert records.reindex() == 40
-    records.close()
-
-
-def test_a_table_damaged_under_a_running_service_is_rebuilt(workspace: Workspace) -> None:
-    records = opened(workspace)
-    one = with_folder(workspace, records, job())
-    records.close()
-    file = workspace.root / "pfms.db"
-    file.write_bytes(file.read_bytes()[:4096] + b"\xff" * 200_000)
-    records.write(one.moved("running"))
-    found = records.get(ID)
-    assert found is not None
-    assert found.state == "running"
-    records.close()
-
-
 def test_a_folder_without_a_readable_record_stops_nothing(workspace: Workspace) -> None:
     (workspace.jobs / "notes").mkdir()
     (workspace.jobs / "notes" / "job.json").write_text("{")
@@ -162,11 +118,12 @@ def test_a_folder_without_a_readable_record_stops_nothing(workspace: Workspace) 
 
 def test_events_are_told_in_order_and_again_from_any_number(workspace: Workspace) -> None:
     records = opened(workspace)
-    one = with_folder(workspace, records, job())
+    running = with_folder(workspace, records, job()).moved("running")
+    records.write(running)
     records.progress(ID, {"id": ID, "state": "running", "stage": "loading"})
-    records.write(one.moved("running"))
+    records.write(running.moved("failed"))
     events = records.events(ID)
-    assert [event.kind for event in events] == ["state", "progress", "state"]
+    assert [event.kind for event in events] == ["state", "state", "progress", "state"]
     assert [event.n for event in events] == sorted({event.n for event in events})
     assert records.events(ID, events[0].n) == events[1:]
     records.close()
@@ -190,3 +147,227 @@ def test_job_json_can_be_read_by_a_person(workspace: Workspace) -> None:
     assert text.startswith("{\n  ")
     assert json.loads(text)["model"]["modelID"] == "demo"
     records.close()
+
+
+# --- events ----------------------------------------------------------------------------------
+
+
+def test_of_progress_the_newest_of_each_stage_is_kept_and_every_state(workspace: Workspace) -> None:
+    records = opened(workspace)
+    running = with_folder(workspace, records, job()).moved("running")
+    records.write(running)
+    told: list[Event] = []
+    for stage in ("loading", "inferring", "saving"):
+        for done in range(200):
+            event = records.progress(ID, {"id": ID, "stage": stage, "done": done})
+            assert event is not None
+            told.append(event)
+    kept = records.events(ID)
+    assert [event.kind for event in kept] == ["state"] * 2 + ["progress"] * 3
+    assert kept[2:] == [told[199], told[399], told[599]]
+    assert records.events(ID, told[300].n) == kept[3:], "what came after, and nothing twice"
+    assert records.events(ID, told[599].n) == []
+    records.write(running.moved("succeeded"))
+    assert [event.data["state"] for event in records.events(ID, told[599].n)] == ["succeeded"]
+    records.close()
+
+
+def test_a_change_that_no_client_sees_makes_no_event(workspace: Workspace) -> None:
+    records = opened(workspace)
+    ended = with_folder(workspace, records, job()).moved("cancelled")
+    last = records.write(ended)
+    assert records.write(ended.changed(purged_at="2026-11-24T15:00:00.000000Z")) == last
+    assert records.events(ID)[-1] == last
+    records.close()
+
+
+# --- what was removed ------------------------------------------------------------------------
+
+
+def test_nothing_is_written_for_a_job_that_was_forgotten(workspace: Workspace) -> None:
+    records = opened(workspace)
+    running = with_folder(workspace, records, job()).moved("running")
+    records.write(running)
+    workspace.remove_job(ID)
+    records.forget(ID)
+    assert records.progress(ID, {"id": ID, "stage": "saving"}) is None
+    for write in (records.write, records.write_row):
+        with pytest.raises(JobNotFound):
+            write(running.moved("succeeded"))
+    assert records.get(ID) is None
+    assert records.events(ID) == []
+    assert workspace.job_ids() == []
+    records.close()
+
+
+def test_no_write_makes_the_folder_of_an_ended_job_anew(workspace: Workspace) -> None:
+    records = opened(workspace)
+    ended = with_folder(workspace, records, job()).moved("cancelled")
+    records.write(ended)
+    workspace.remove_job(ID)  # and `forget` is still to come
+    with pytest.raises(JobNotFound):
+        records.write(ended.changed(purged_at="2026-11-24T15:00:00.000000Z"))
+    assert workspace.job_ids() == []
+    assert records.get(ID) == ended
+    records.close()
+
+
+def test_a_running_job_whose_folder_someone_removed_ends_in_its_row(workspace: Workspace) -> None:
+    records = opened(workspace)
+    running = with_folder(workspace, records, job()).moved("running")
+    records.write(running)
+    workspace.remove_job(ID)
+    ended = running.moved("failed")
+    assert records.write(ended).data["state"] == "failed"
+    assert records.get(ID) == ended
+    assert workspace.job_ids() == []
+    records.close()
+
+
+# --- bad rows --------------------------------------------------------------------------------
+
+BAD_RECORDS = {
+    "no JSON": "{",
+    "no UTF-8": b"{\xff}",
+    "an array": "[]",
+    "of another job": job(id=ID[:-1] + "0").model_dump_json(),
+    "a state of a newer pfms": job().model_dump_json().replace('"queued"', '"paused"'),
+}
+
+
+@pytest.mark.parametrize("record", BAD_RECORDS.values(), ids=BAD_RECORDS)
+def test_a_row_that_cannot_be_read_stays_and_breaks_no_other(
+    workspace: Workspace, record: str | bytes
+) -> None:
+    records = opened(workspace)
+    first, bad, last = ids(3)
+    for job_id in (first, bad, last):
+        running = with_folder(workspace, records, job(id=job_id, idempotency_key="k"))
+        records.write(running.moved("running").moved("succeeded", seconds=1.0))
+    table = sqlite3.connect(workspace.root / "pfms.db")
+    with table:
+        query = "UPDATE jobs SET record = CAST(? AS TEXT), created_at = '2027' WHERE id = ?"
+        table.execute(query, (record, bad))
+    assert records.get(bad) is None
+    assert [one.id for one in records.page(limit=2)] == [last, first], "a page stays full"
+    key = records.by_key("k")
+    assert key is not None
+    assert key.id == last
+    assert len(records.ended_before("9999", purged=True)) == 2
+    assert len(records.last_seconds(9)) == 2
+    assert records.active() == []
+    assert table.execute("SELECT count(*) FROM jobs").fetchone() == (3,)
+    table.close()
+    records.close()
+
+
+# --- a start ---------------------------------------------------------------------------------
+
+
+def test_an_ended_job_whose_purge_was_cut_short_is_as_its_folder_says(workspace: Workspace) -> None:
+    records = opened(workspace)
+    ended = with_folder(workspace, records, job()).moved("cancelled")
+    records.write(ended)
+    purged = ended.changed(purged_at="2026-11-24T15:00:00.000000Z")
+    records.write_file(workspace.job(ID), purged)  # and the crash came before the row
+    records.close()
+    records = opened(workspace)
+    assert records.get(ID) == purged
+    records.close()
+
+
+def test_a_start_reads_only_the_records_that_changed(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = opened(workspace)
+    for job_id in ids(5):
+        ended = with_folder(workspace, records, job(id=job_id)).moved("cancelled")
+        records.write(ended)
+    again = ended.changed(warnings=["it was looked at"])
+    records.write_file(workspace.job(again.id), again)
+    records.close()
+    read: list[str] = []
+
+    def noting(job_id: str, record: Path) -> tuple[Job, str]:
+        read.append(job_id)
+        return read_record(job_id, record)
+
+    monkeypatch.setattr(folders, "read_record", noting)
+    for expected in ([again.id], []):
+        opened(workspace).close()
+        assert read == expected
+        read.clear()
+
+
+def test_of_two_jobs_with_one_key_it_stands_for_the_newer(
+    workspace: Workspace, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = opened(workspace)
+    older, newer = ids(2)
+    with_folder(workspace, records, job(id=older, idempotency_key="k"))
+    away = workspace.job(older).root.rename(workspace.root / "away")
+    records.close()
+    records = opened(workspace)
+    moment = "2026-11-24T00:00:00.000000Z"
+    with_folder(workspace, records, job(id=newer, created_at=moment, idempotency_key="k"))
+    records.close()
+    away.rename(workspace.job(older).root)
+    records = opened(workspace)
+    assert {one.id for one in records.page(limit=9)} == {older, newer}
+    found = records.by_key("k")
+    assert found is not None
+    assert found.id == newer
+    assert f"{newer}, {older} have one Idempotency-Key" in caplog.text
+    records.close()
+
+
+def test_a_table_of_the_old_pfms_is_taken_over_with_its_events(workspace: Workspace) -> None:
+    table = sqlite3.connect(workspace.root / "pfms.db")
+    table.executescript(OLD_TABLE)
+    ended = job(idempotency_key="k").moved("running").moved("succeeded", seconds=3.0)
+    kept, unreadable = ids(2)
+    for job_id in (kept, unreadable):
+        one = ended.model_copy(update={"id": job_id, "idempotency_key": job_id})
+        workspace.job(job_id).lay_out()
+        workspace.job(job_id).record.write_text(one.model_dump_json())
+        values = (job_id, 3, "succeeded", "demo", one.created_at, one.ended_at, job_id)
+        table.execute(
+            "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, NULL, ?, ?)",
+            (*values, one.model_dump_json(exclude={"schema_version"})),
+        )
+    workspace.job(unreadable).record.write_text("{")
+    written = [("state", "{}"), *[("progress", '{"stage": "loading"}')] * 50]
+    last = ("state", json.dumps({"id": kept, "state": "succeeded", "error": None}))
+    for n, (kind, data) in enumerate([*written, last]):
+        table.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (7 + n, kept, kind, data))
+    table.commit()
+    table.close()
+
+    records = opened(workspace)
+    assert [one.id for one in records.page(limit=9)] == [unreadable, kept]
+    assert [event.n for event in records.events(kept)] == [7, 57, 58]
+    found = records.by_key(kept)
+    assert found is not None
+    assert (found.seconds, found.schema_version) == (3.0, 1)
+    records.close()
+    records = opened(workspace)
+    assert len(records.events(kept)) == 3
+    records.close()
+
+
+OLD_TABLE = """
+CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY);
+INSERT INTO alembic_version VALUES ('0001');
+CREATE TABLE jobs (
+    id VARCHAR NOT NULL PRIMARY KEY, revision INTEGER NOT NULL, state VARCHAR NOT NULL,
+    model_id VARCHAR NOT NULL, created_at VARCHAR NOT NULL, ended_at VARCHAR, purged_at VARCHAR,
+    idempotency_key VARCHAR UNIQUE, record TEXT NOT NULL
+);
+CREATE INDEX jobs_by_time ON jobs (created_at, id);
+CREATE INDEX jobs_by_end ON jobs (ended_at);
+CREATE TABLE events (
+    n INTEGER NOT NULL PRIMARY KEY, job_id VARCHAR NOT NULL, kind VARCHAR NOT NULL,
+    data TEXT NOT NULL
+);
+CREATE INDEX events_of_job ON events (job_id, n);
+"""

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 from fastapi import Request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy.exc import OperationalError
 
 from pfms.api.multipart import receive_file
 from pfms.errors import DiskFull, InvalidParameter, MissingFile, TooLarge
@@ -113,12 +113,23 @@ async def test_a_full_disk_is_told_while_the_upload_comes_and_leaves_nothing(
     assert left_in(tmp_path) == []
 
 
+def of_sqlite(statements: str) -> sqlite3.Error:
+    """What SQLite says to the last of these."""
+    with closing(sqlite3.connect(":memory:")) as table:
+        with pytest.raises(sqlite3.Error) as said:
+            table.executescript(statements)
+        return said.value
+
+
+FULL = of_sqlite("PRAGMA max_page_count = 1; CREATE TABLE t (x); CREATE TABLE u (x)")
+
+
 @pytest.mark.parametrize(
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
-        OperationalError("x", None, sqlite3.OperationalError("database or disk is full")),
+        FULL,
     ],
 )
 def test_every_way_to_say_that_the_disk_is_full_is_understood(error: Exception) -> None:
@@ -130,7 +141,7 @@ def test_every_way_to_say_that_the_disk_is_full_is_understood(error: Exception) 
     "error",
     [
         OSError(errno.EIO, "Input/output error", "/jobs/full/of/it"),
-        OperationalError("INSERT full", None, sqlite3.OperationalError("database is locked")),
+        of_sqlite("SELECT * FROM [database or disk is full]"),
         ValueError("the disk is full"),
     ],
 )

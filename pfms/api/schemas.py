@@ -6,17 +6,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from pfms.clock import iso, utc_now
+from pfms.jobs import job as records
 from pfms.jobs.archive import JobStatus
-from pfms.jobs.job import (
-    CHRIS_STATUS,
-    Cause,
-    Job,
-    ModelUsed,
-    Resultant,
-    Segmentation,
-    State,
-    VolumeSent,
-)
+from pfms.jobs.job import CHRIS_STATUS, Resultant, State
 from pfms.plugin.types import Progress
 
 
@@ -146,6 +138,29 @@ class ProgressView(BaseModel):
         )
 
 
+# A record may hold more than this pfms knows; a client is shown what the documentation names.
+
+
+class ModelUsed(records.ModelUsed, extra="ignore"):
+    """The weights of a run, as they were when it was accepted."""
+
+
+class VolumeSent(records.VolumeSent, extra="ignore"):
+    """The volume, as it was uploaded.
+
+    `size` in bytes and `sha256` are of the upload; `shape` (x, y, z), `spacing` in mm;
+    `minimum` and `maximum` are of the scaled voxels.
+    """
+
+
+class Segmentation(records.Segmentation, extra="ignore"):
+    """What came out. `voxels_sha256` is of the labels' bytes, unpacked, in file order."""
+
+
+class Cause(records.Cause, extra="ignore"):
+    """Why there is no result."""
+
+
 class JobView(BaseModel):
     """One job. Times are UTC (ISO 8601); `place` 0 is the next one to run."""
 
@@ -179,7 +194,7 @@ class JobView(BaseModel):
     def of(cls, status: JobStatus) -> "JobView":
         """What a client is shown."""
         job = status.job
-        shared = job.model_dump(include=set(cls.model_fields) & set(Job.model_fields))
+        shared = job.model_dump(include=set(cls.model_fields) & set(records.Job.model_fields))
         # Where things are on the server is in job.json; a client is told their names.
         shared["command"] = [PurePath(word).name for word in job.command]
         return cls(

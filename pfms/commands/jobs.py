@@ -149,13 +149,13 @@ def reindex(
         records.open()
         count = records.reindex()
         records.close()
-        unread = len(place.job_ids()) - count
+        left_out = len(records.left_out)
     finally:
         place.close()
     typer.echo(f"jobs in the table of {place.root}: {count}")
-    if unread:
+    if left_out:
         fail(
-            f"folders left out, for their job.json is missing or damaged: {unread}",
+            f"folders left out, because their job.json is missing or damaged: {left_out}",
             "The lines above name them.",
             FAILED,
         )

@@ -31,6 +31,8 @@ CHRIS_STATUS: dict[State, str] = {
     "cancelled": "cancelled",
 }
 
+SCHEMA_VERSION = 1  # of a record: raised when a field changes what it means
+
 JOB_ID = re.compile(r"\d{4}(-\d\d){5}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -46,9 +48,9 @@ def valid_job_id(text: str) -> str:
 
 
 class Record(BaseModel):
-    """Frozen, and strict about what it holds."""
+    """Frozen. Fields of a newer pfms, which this one does not know, are kept and written again."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="allow")
 
 
 class ModelUsed(Record):
@@ -154,13 +156,15 @@ class RunEnd:
 class Job(Record):
     """One run. Times are UTC (ISO 8601); `revision` grows with each change.
 
+    `schema_version` is that of the pfms that made the record; those of before had none.
     `held` says that a plain blocking call waits for it, and that it is cancelled with its client.
     `attempts` are starts that a stop of the server did not take back.
     `idempotency_key` is kept with the `fingerprint` of the request it stands for.
     """
 
+    schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
     id: str
-    revision: int = 1
+    revision: int = Field(default=1, ge=1, le=2**62)  # SQLite has 64 bits
     state: State = "queued"
     created_at: str
     started_at: str | None = None
@@ -274,4 +278,7 @@ class Job(Record):
         return self._next({"state": state, **times, **fields})
 
     def _next(self, fields: dict[str, Any]) -> "Job":
-        return Job.model_validate({**self.__dict__, **fields, "revision": self.revision + 1})
+        if unknown := fields.keys() - Job.model_fields:
+            raise ValueError(f"a job has no {', '.join(unknown)}")
+        before = {**self.__dict__, **(self.model_extra or {})}
+        return Job.model_validate({**before, **fields, "revision": self.revision + 1})

@@ -8,6 +8,7 @@ from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
 from pfms.processes.kill import end_marked
 from pfms.processes.marks import WORKSPACE_MARK
+from pfms.storage.disk import full_disk_is_told
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,9 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
         journal: Of a table that is open, and brought up to date with the folders.
         runs: Where the jobs go on.
         max_attempts: A job that was started so often does not start again.
+
+    Raises:
+        DiskFull: There is no room to record what becomes of a job.
     """
     records = journal.records
     ended = await end_marked(WORKSPACE_MARK, workspace.mark)
@@ -31,8 +35,13 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
     for job in await journal.call(records.active):
         taken_up = _take_up(job, max_attempts)
         if taken_up is not job:
+            try:
+                with full_disk_is_told():
+                    await journal.call(records.write, taken_up)
+            except OSError as error:  # one folder that cannot be written stops no start
+                log.error("job %s is left as it is: %s", job.id, error)
+                continue
             log.warning("job %s was %s and is now %s", job.id, job.state, taken_up.state)
-            await journal.call(records.write, taken_up)
         if not taken_up.ended:
             runs.enter(taken_up)
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pfms.errors import DiskFull, Interrupted, PfmsError, PluginFailed
+from pfms.errors import DiskFull, Interrupted, JobNotFound, PfmsError, PluginFailed
 from pfms.executors.base import Executor
 from pfms.jobs.attempt import Attempt
 from pfms.jobs.estimates import Estimates, estimate_starts
@@ -230,8 +230,15 @@ class Runs:
             if active.job.ended:  # another step was quicker
                 return
             job = step(active.job)
-            with full_disk_is_told():
-                event = await self._journal.call(self._journal.records.write, job)
+            try:
+                with full_disk_is_told():
+                    event = await self._journal.call(self._journal.records.write, job)
+            except JobNotFound as error:  # somebody removed its folder and the table
+                self.active.pop(job.id, None)
+                if not active.done.done():
+                    active.done.set_exception(error)
+                    active.done.exception()
+                return
             active.job = job
         self.broadcast.tell(job.id, event)
         if job.ended:
@@ -253,7 +260,7 @@ class Runs:
             event = await self._journal.call(self._journal.records.progress, job_id, data)
         except sqlite3.OperationalError:  # the disk is full: a record of progress is no loss
             return
-        if job_id in self.active:
+        if event is not None and job_id in self.active:
             self.broadcast.tell(job_id, event)
 
     # --- ending ----------------------------------------------------------------------------

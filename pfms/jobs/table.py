@@ -1,246 +1,255 @@
 """The jobs table: what is known of every job, quick to ask. The folders' `job.json` say the same.
 
 `job.json` is renamed into place first, then the row is written, so that a folder is never behind
-its row; at a start the higher `revision` wins.
+its row; at a start the higher `revision` wins. Each row keeps a stamp of the `job.json` that it is
+not behind, so that a start looks at every file's time and size, and reads only those that changed.
 """
 
 import json
 import logging
+import os
+import sqlite3
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DatabaseError, OperationalError
-
-from pfms.errors import StartError
+from pfms.errors import JobNotFound, StartError
 from pfms.jobs.events import Event
-from pfms.jobs.job import ENDED, Job, State
-from pfms.storage.disk import network_storage
+from pfms.jobs.folders import Unreadable, catch_up, parse_record, stamp_of
+from pfms.jobs.job import ENDED, Cause, Job, State
+from pfms.jobs.schema import prepare_tables
+from pfms.storage.database import Damaged, Database, transaction
 from pfms.storage.files import write_atomically
 from pfms.storage.workspace import JobTree, Workspace
 
 log = logging.getLogger(__name__)
 
-_HEAD = "0001"  # the newest step in migrations/versions; a test holds it to that
-
-# What SQLite answers when the disk is full (IOERR too) or held by others: nothing to rebuild.
-_NOT_DAMAGED = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_CANTOPEN")
-
-_tables = sa.MetaData()
-_jobs = sa.Table(
-    "jobs",
-    _tables,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("revision", sa.Integer),
-    sa.Column("state", sa.String),
-    sa.Column("model_id", sa.String),
-    sa.Column("created_at", sa.String),
-    sa.Column("ended_at", sa.String),
-    sa.Column("purged_at", sa.String),
-    sa.Column("idempotency_key", sa.String),
-    sa.Column("record", sa.Text),
-)
-_events = sa.Table(
-    "events",
-    _tables,
-    sa.Column("n", sa.Integer, primary_key=True),
-    sa.Column("job_id", sa.String),
-    sa.Column("kind", sa.String),
-    sa.Column("data", sa.Text),
-)
+_SELECT = "SELECT id, record FROM jobs WHERE "
 
 
 class Records:
-    """The table. Its calls block: one thread of the service makes them all, in order."""
+    """The table. Its calls block: one thread of the service makes them all, in order.
+
+    A damaged table, whichever call meets it, is kept aside and built anew from the folders.
+
+    Attributes:
+        left_out: The names under `jobs/` that are not jobs, or whose `job.json` cannot be read.
+            Their folders and rows are left as they are.
+    """
 
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._file = workspace.root / "pfms.db"
-        self._engine = _engine(self._file)
+        self._database = Database(self._file, self._prepare)
         self._last_n = 0
+        self._warned_of: set[str] = set()
+        self.left_out: set[str] = set()
+
+    # --- opening ---------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Bring the table to its newest form; rebuild it where it is damaged or missing.
+        """Bring the table to its newest form and up to date with the folders.
 
         Raises:
-            StartError: It may not be written, or there is no room for it.
+            StartError: It may not be written, there is no room for it, or it is in use.
         """
         try:
-            self._prepare()
-            self._catch_up()
-        except DatabaseError as error:
-            if getattr(error.orig, "sqlite_errorname", "").startswith(_NOT_DAMAGED):
-                free = self._workspace.free_bytes()
-                raise StartError(
-                    f"The jobs table cannot be opened ({error.orig}, {free} bytes are free).",
-                    "Make room there, then start again.",
-                ) from None
-            self._rebuild(error)
-
-    def _rebuild(self, damage: DatabaseError) -> None:
-        log.warning("the jobs table is damaged and is rebuilt from the folders: %s", damage.orig)
-        self.close()
-        for damaged in self._file.parent.glob(f"{self._file.name}*"):
-            damaged.unlink()
-        self._engine = _engine(self._file)
-        self._prepare()
-        self._catch_up()
-
-    def close(self) -> None:
-        """Close the file."""
-        self._engine.dispose()
-
-    def _prepare(self) -> None:
-        try:
-            # SQLite's own way, 0644, would shut out the next of a container's random user IDs.
-            self._file.touch(0o660)
+            self._database.run(lambda _: None)
         except PermissionError:
             raise StartError(
                 f"The jobs table {self._file} belongs to another user.",
                 f"Let the group write it: chmod g+w {self._file}*",
             ) from None
-        with self._engine.connect() as connection:
-            if connection.exec_driver_sql("PRAGMA quick_check(1)").scalar() != "ok":
-                raise DatabaseError("quick_check", None, Exception("its pages do not fit"))
-            known = sa.inspect(connection).has_table("alembic_version")
-            query = "SELECT version_num FROM alembic_version"
-            if not known or connection.exec_driver_sql(query).scalar() != _HEAD:
-                self._migrate(connection)
-            self._last_n = connection.scalar(sa.select(sa.func.max(_events.c.n))) or 0
+        except sqlite3.Error as error:
+            raise StartError(
+                f"The jobs table {self._file} cannot be opened ({error}, "
+                f"{self._workspace.free_bytes()} bytes are free).",
+                _remedy(error),
+            ) from None
 
-    def _migrate(self, connection: sa.Connection) -> None:
-        # Imported here: a start that has nothing to migrate does without it.
-        from alembic import command
-        from alembic.config import Config
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
 
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        connection.commit()
+    def _prepare(self, table: sqlite3.Connection) -> None:
+        try:
+            prepare_tables(table)
+            self._last_n = max(self._last_n, _scalar(table, "SELECT max(n) FROM events") or 0)
+            self._catch_up(table)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # no such table, no such column
+                raise Damaged(f"its tables are not those of pfms: {error}") from None
+            raise
 
-    def _catch_up(self) -> None:
-        """Where a folder knows more than the table, believe the folder."""
-        with self._engine.connect() as connection:
-            query = sa.select(_jobs.c.id, _jobs.c.state)
-            rows: dict[str, str] = dict(connection.execute(query).all())
-        folders = set(self._workspace.job_ids())
-        for job_id in folders:
-            if rows.get(job_id) not in ENDED:
-                job = self._read_folder(job_id)
-                if job is not None:
-                    self.write_row(job)
-        for job_id in rows.keys() - folders:
-            self.forget(job_id)
+    def _catch_up(self, table: sqlite3.Connection) -> None:
+        def put(job: Job, stamp: str) -> None:
+            self._put(table, job, has_folder=True, stamp=stamp)
+
+        self.left_out = catch_up(table, self._workspace, put, lambda each: _forget(table, each))
 
     def reindex(self) -> int:
         """Build the table anew from the folders; how many jobs it has then."""
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(_jobs))
-        self._catch_up()
-        with self._engine.connect() as connection:
-            return connection.scalar(sa.select(sa.func.count()).select_from(_jobs)) or 0
 
-    def _read_folder(self, job_id: str) -> Job | None:
-        path = self._workspace.job(job_id).record
-        try:
-            return Job.model_validate_json(path.read_bytes())
-        except (OSError, ValueError) as error:
-            log.warning("job %s: its job.json is not readable: %s", job_id, error)
-            return None
+        def rebuild(table: sqlite3.Connection) -> int:
+            with transaction(table):  # any folder is newer than that
+                table.execute("UPDATE jobs SET revision = 0, stamp = NULL")
+            self._catch_up(table)
+            return int(_scalar(table, "SELECT count(*) FROM jobs"))
+
+        return self._database.run(rebuild)
+
+    # --- writing ---------------------------------------------------------------------------
 
     def write(self, job: Job) -> Event:
-        """Make a change durable: the folder's record, then the row, with its event."""
+        """Make a change durable: the folder's record, then the row, with its event.
+
+        Where someone removed the folder of a job that has not ended, its end is still recorded, in
+        the row alone.
+
+        Raises:
+            JobNotFound: The job has no folder any more, and has ended or has no row.
+        """
         tree = self._workspace.job(job.id)
-        tree.root.mkdir(exist_ok=True)  # someone may have removed it under a run
-        self.write_file(tree, job)
-        return self.write_row(job)
+        try:
+            self.write_file(tree, job)
+            stamp = stamp_of(tree.record)
+        except (FileNotFoundError, NotADirectoryError):
+            log.warning("job %s: its folder is gone", job.id)
+            stamp = None
+        return self._write_row(job, has_folder=stamp is not None, stamp=stamp)
 
     def write_file(self, tree: JobTree, job: Job) -> None:
         """Write `job.json`."""
         write_atomically(tree.record, (job.model_dump_json(indent=2) + "\n").encode())
 
     def write_row(self, job: Job) -> Event:
-        """Write the row, unless it is of a later revision already, and an event that says so."""
-        try:
-            return self._write_row(job)
-        except OperationalError:  # locked, or the disk is full: not damaged
-            raise
-        except DatabaseError as error:
-            self._rebuild(error)
-            return self._write_row(job)
+        """Write the row of a record that is in its folder, with an event that says so.
 
-    def _write_row(self, job: Job) -> Event:
-        row = {
-            "id": job.id,
-            "revision": job.revision,
-            "state": job.state,
-            "model_id": job.model.modelID,
-            "created_at": job.created_at,
-            "ended_at": job.ended_at,
-            "purged_at": job.purged_at,
-            "idempotency_key": job.idempotency_key,
-            "record": job.model_dump_json(),
-        }
-        newer = insert(_jobs).values(row)
-        newer = newer.on_conflict_do_update(
-            index_elements=["id"], set_=row, where=newer.excluded.revision > _jobs.c.revision
+        A row of a later revision stays as it is; the event is its last one then.
+
+        Raises:
+            JobNotFound: The job has no folder any more, and has ended or has no row.
+        """
+        return self._write_row(job, has_folder=self._workspace.job(job.id).root.is_dir())
+
+    def _write_row(self, job: Job, *, has_folder: bool, stamp: str | None = None) -> Event:
+        def put(table: sqlite3.Connection) -> Event:
+            with transaction(table):
+                return self._put(table, job, has_folder=has_folder, stamp=stamp)
+
+        return self._database.run(put)
+
+    def _put(
+        self, table: sqlite3.Connection, job: Job, *, has_folder: bool, stamp: str | None
+    ) -> Event:
+        query = "SELECT revision, state FROM jobs WHERE id = ?"
+        revision, state = table.execute(query, (job.id,)).fetchone() or (0, None)
+        if not has_folder and (state is None or state in ENDED):
+            raise JobNotFound("The job was removed.", job=job.id)
+        newer = job.revision > revision
+        if newer:
+            row = (
+                job.id,
+                job.revision,
+                job.state,
+                job.model.modelID,
+                job.created_at,
+                job.ended_at,
+                job.purged_at,
+                job.idempotency_key,
+                job.model_dump_json(),
+                stamp,
+            )
+            table.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        elif stamp is not None:
+            table.execute("UPDATE jobs SET stamp = ? WHERE id = ?", (stamp, job.id))
+        return self._state_event(table, job, newer)
+
+    def _state_event(self, table: sqlite3.Connection, job: Job, newer: bool) -> Event:
+        """A new event, or the last one where a client would see no change."""
+        data = _event_data(job)
+        query = (
+            "SELECT n, data FROM events WHERE job_id = ? AND kind = 'state' ORDER BY n DESC LIMIT 1"
         )
-        with self._engine.begin() as connection:
-            connection.execute(newer)
-            return self._add_event(connection, job.id, "state", _event_data(job))
+        for n, text in table.execute(query, (job.id,)):
+            last = Event(n, "state", json.loads(text))
+            if last.data == data or not newer:
+                return last
+        return self._add_event(table, job.id, "state", data)
 
-    def progress(self, job_id: str, data: dict[str, Any]) -> Event:
-        """Write an event that changes no record."""
-        with self._engine.begin() as connection:
-            return self._add_event(connection, job_id, "progress", data)
+    def progress(self, job_id: str, data: dict[str, Any]) -> Event | None:
+        """Write an event that changes no record, in place of the last one of the same `stage`.
+
+        None, and nothing is written, where the job does not run (any more).
+        """
+
+        def put(table: sqlite3.Connection) -> Event | None:
+            with transaction(table):
+                query = "SELECT 1 FROM jobs WHERE id = ? AND state = 'running'"
+                if table.execute(query, (job_id,)).fetchone() is None:
+                    return None
+                table.execute(
+                    "DELETE FROM events WHERE job_id = ? AND kind = 'progress' "
+                    "AND json_extract(data, '$.stage') IS ?",
+                    (job_id, data.get("stage")),
+                )
+                return self._add_event(table, job_id, "progress", data)
+
+        return self._database.run(put)
 
     def _add_event(
-        self, connection: sa.Connection, job_id: str, kind: str, data: dict[str, Any]
+        self, table: sqlite3.Connection, job_id: str, kind: str, data: dict[str, Any]
     ) -> Event:
         # The clock, so that numbers grow even when the table was lost and built anew.
         self._last_n = max(self._last_n + 1, time.time_ns() // 1000)
-        event = Event(self._last_n, kind, data)
-        connection.execute(
-            sa.insert(_events).values(n=event.n, job_id=job_id, kind=kind, data=json.dumps(data))
-        )
-        return event
+        row = (self._last_n, job_id, kind, json.dumps(data))
+        table.execute("INSERT INTO events (n, job_id, kind, data) VALUES (?, ?, ?, ?)", row)
+        return Event(self._last_n, kind, data)
+
+    def forget(self, job_id: str) -> None:
+        """Remove a job's row and events."""
+
+        def remove(table: sqlite3.Connection) -> None:
+            with transaction(table):
+                _forget(table, job_id)
+
+        self._database.run(remove)
+
+    # --- asking ----------------------------------------------------------------------------
 
     def events(self, job_id: str, after: int = 0) -> list[Event]:
-        """A job's events after number `after`, the oldest first."""
-        query = sa.select(_events.c.n, _events.c.kind, _events.c.data)
-        query = query.where(_events.c.job_id == job_id, _events.c.n > after).order_by(_events.c.n)
-        with self._engine.connect() as connection:
-            return [Event(n, kind, json.loads(data)) for n, kind, data in connection.execute(query)]
+        """A job's events after number `after`, the oldest first.
+
+        Every change of state is among them, and of progress the last of each stage.
+        """
+        query = "SELECT n, kind, data FROM events WHERE job_id = ? AND n > ? ORDER BY n"
+        rows = self._database.run(lambda table: table.execute(query, (job_id, after)).fetchall())
+        return [Event(n, kind, json.loads(data)) for n, kind, data in rows]
 
     def get(self, job_id: str) -> Job | None:
         """The job, or None."""
-        return next(self._jobs(_jobs.c.id == job_id), None)
+        return next(iter(self._jobs("id = ?", job_id)), None)
 
     def by_key(self, key: str) -> Job | None:
-        """The job that an Idempotency-Key stands for, or None."""
-        return next(self._jobs(_jobs.c.idempotency_key == key), None)
+        """The newest job that has this Idempotency-Key, or None."""
+        return next(iter(self._jobs("idempotency_key = ?", key, newest_first=True, limit=1)), None)
 
     def active(self) -> list[Job]:
-        """The jobs that have not ended, the oldest first."""
-        return list(self._jobs(_jobs.c.state.not_in(ENDED)))
+        """The jobs that have not ended, the oldest first, but for those that are left alone."""
+        jobs = self._jobs("state IN ('queued', 'running')")
+        return [job for job in jobs if not (job.id in self.left_out and self._has_record(job.id))]
+
+    def _has_record(self, job_id: str) -> bool:
+        return os.path.lexists(self._workspace.job(job_id).record)
 
     def ended_before(self, moment: str, *, purged: bool) -> list[Job]:
         """The jobs that ended before `moment`; with `purged`, those too whose voxels are gone."""
-        condition = _jobs.c.ended_at < moment
-        if not purged:
-            condition &= _jobs.c.purged_at.is_(None)
-        return list(self._jobs(condition))
+        return self._jobs("ended_at < ?" + (" AND purged_at IS NULL" * (not purged)), moment)
 
     def last_seconds(self, count: int) -> list[tuple[str, float]]:
         """Model ID and seconds of the last `count` successful runs, the oldest first."""
-        query = sa.select(_jobs.c.record).where(_jobs.c.state == "succeeded")
-        query = query.order_by(_jobs.c.created_at.desc()).limit(count)
-        with self._engine.connect() as connection:
-            jobs = [Job.model_validate_json(text) for text in connection.scalars(query)]
+        jobs = self._jobs("state = 'succeeded'", newest_first=True, limit=count)
         return [(job.model.modelID, job.seconds or 0.0) for job in reversed(jobs)]
 
     def page(
@@ -252,30 +261,58 @@ class Records:
         model_id: str | None = None,
     ) -> list[Job]:
         """Jobs, the newest first; `before` is the (created_at, id) of the last one seen."""
-        conditions: list[sa.ColumnElement[bool]] = [sa.true()]
+        conditions = ["true"]
+        values: list[str] = []
         if state is not None:
-            conditions.append(_jobs.c.state == state)
+            conditions.append("state = ?")
+            values.append(state)
         if model_id is not None:
-            conditions.append(_jobs.c.model_id == model_id)
+            conditions.append("model_id = ?")
+            values.append(model_id)
         if before is not None:
-            conditions.append(sa.tuple_(_jobs.c.created_at, _jobs.c.id) < before)
-        return list(self._jobs(sa.and_(*conditions), newest_first=True, limit=limit))
+            conditions.append("(created_at, id) < (?, ?)")
+            values.extend(before)
+        return self._jobs(" AND ".join(conditions), *values, newest_first=True, limit=limit)
 
     def _jobs(
-        self, condition: sa.ColumnElement[bool], *, newest_first: bool = False, limit: int = -1
-    ) -> Iterator[Job]:
-        order = [_jobs.c.created_at, _jobs.c.id]
-        query = sa.select(_jobs.c.record).where(condition).limit(limit)
-        query = query.order_by(*(column.desc() if newest_first else column for column in order))
-        with self._engine.connect() as connection:
-            for text in connection.scalars(query):
-                yield Job.model_validate_json(text)
+        self, where: str, *values: str, newest_first: bool = False, limit: int | None = None
+    ) -> list[Job]:
+        """Those of a condition whose record can be read; the others do not count for `limit`."""
+        order = " ORDER BY created_at DESC, id DESC" if newest_first else " ORDER BY created_at, id"
 
-    def forget(self, job_id: str) -> None:
-        """Remove a job's row and events."""
-        with self._engine.begin() as connection:
-            connection.execute(sa.delete(_events).where(_events.c.job_id == job_id))
-            connection.execute(sa.delete(_jobs).where(_jobs.c.id == job_id))
+        def select(table: sqlite3.Connection) -> list[Job]:
+            with closing(table.execute(_SELECT + where + order, values)) as rows:
+                jobs = (self._read_row(job_id, record) for job_id, record in rows)
+                return list(islice((job for job in jobs if job is not None), limit))
+
+        return self._database.run(select)
+
+    def _read_row(self, job_id: str, record: str) -> Job | None:
+        try:
+            return parse_record(job_id, record)
+        except Unreadable as why:
+            if job_id not in self._warned_of:
+                self._warned_of.add(job_id)
+                log.warning("job %s is left as it is: its row cannot be read: %s", job_id, why)
+            return None
+
+
+def _forget(table: sqlite3.Connection, job_id: str) -> None:
+    table.execute("DELETE FROM events WHERE job_id = ?", (job_id,))
+    table.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+
+def _scalar(table: sqlite3.Connection, query: str) -> Any:
+    return table.execute(query).fetchone()[0]
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if kind in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return "Make room there, then start again."
+    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "End the other program that uses it, then start again."
+    return "Let this user read and write it, then start again."
 
 
 def _event_data(job: Job) -> dict[str, Any]:
@@ -284,24 +321,5 @@ def _event_data(job: Job) -> dict[str, Any]:
         "state": job.state,
         "cancel_requested": job.cancel_requested,
         "device": job.device,
-        "error": job.error.model_dump() if job.error else None,
+        "error": job.error.model_dump(include=set(Cause.model_fields)) if job.error else None,
     }
-
-
-def _engine(file: Path) -> sa.Engine:
-    # So long may another program, a person's sqlite3, say, hold the table.
-    arguments = {"check_same_thread": False, "timeout": 60}
-    engine = sa.create_engine(f"sqlite:///{file}", connect_args=arguments)
-    # SQLite's write-ahead log needs shared memory between processes: a local disk.
-    journal = "WAL"
-    if storage := network_storage(file):
-        log.warning("the jobs table works slower on network storage (%s)", storage)
-        journal = "TRUNCATE"
-
-    @sa.event.listens_for(engine, "connect")
-    def _pragmas(connection: Any, _: Any) -> None:
-        connection.execute(f"PRAGMA journal_mode={journal}")
-        # job.json is made durable first, and the higher revision wins: the row may lag a crash.
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    return engine

@@ -1,12 +1,12 @@
 """The disk below the workspace: a full one is told, a network one is known."""
 
 import errno
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
-from sqlalchemy.exc import OperationalError
 
 from pfms.errors import DiskFull
 
@@ -20,8 +20,8 @@ def full_disk_is_told() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull("The disk of the server ran full.") from None
         raise
-    except OperationalError as error:
-        if "disk is full" in str(error.orig):  # not of the statement, which may say anything
+    except sqlite3.OperationalError as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise DiskFull("The disk of the server ran full.") from None
         raise
 

@@ -1,0 +1,145 @@
+"""What the folders under `jobs/` say, whatever lies there; the table is made to say the same."""
+
+import logging
+import os
+import sqlite3
+import stat
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pfms.jobs.job import JOB_ID, Job
+from pfms.storage.database import transaction
+from pfms.storage.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+_BATCH = 1000  # rows a transaction, where many are written
+_MOST_BYTES = 1 << 20  # a record has a few thousand
+
+
+class Unreadable(Exception):
+    """This pfms cannot read a record; says why, in one line."""
+
+
+def parse_record(job_id: str, content: str | bytes) -> Job:
+    """The job that `content`, JSON, is the record of.
+
+    Raises:
+        Unreadable: It is damaged, of another job, or of a pfms whose records this one cannot read.
+    """
+    try:
+        job = Job.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise Unreadable(": ".join([*map(str, first["loc"]), first["msg"]])) from None
+    except ValueError as error:  # a text that was no UTF-8
+        raise Unreadable(str(error)) from None
+    if job.id != job_id:
+        raise Unreadable("it is the record of another job")
+    return job
+
+
+def stamp_of(record: str | Path) -> str | None:
+    """What is different once a `job.json` was written anew; None where there is no such file."""
+    try:
+        status = os.stat(record)  # noqa: PTH116 (a Path for each of 100,000 takes its time)
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def read_record(job_id: str, record: Path) -> tuple[Job, str]:
+    """The job of a `job.json`, and the stamp of what was read.
+
+    Raises:
+        Unreadable: There is no such file, or it cannot be read.
+    """
+    stamp = stamp_of(record)  # before the file is read: a change in between is seen next time
+    if stamp is None:
+        raise Unreadable("there is no such file")
+    try:
+        with record.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+    except OSError as error:
+        raise Unreadable(str(error.strerror)) from None
+    if len(content) > _MOST_BYTES:
+        raise Unreadable(f"it has more than {_MOST_BYTES} bytes")
+    return parse_record(job_id, content), stamp
+
+
+def catch_up(
+    table: sqlite3.Connection,
+    workspace: Workspace,
+    put: Callable[[Job, str], object],
+    forget: Callable[[str], object],
+) -> set[str]:
+    """Look at every folder, read the records that are not as their rows say, and write those rows.
+
+    Args:
+        table: The jobs table.
+        workspace: Where the folders are.
+        put: Writes the row of a job, with its stamp, unless that row is of a later revision.
+        forget: Removes the row of a job that has no folder.
+
+    Returns:
+        The names under `jobs/` that are not jobs, or whose record cannot be read: they and their
+        rows are left as they are.
+    """
+    rows: dict[str, str | None] = dict(table.execute("SELECT id, stamp FROM jobs"))
+    left_out: set[str] = set()
+    changed = []
+    for name in _names(workspace.jobs):
+        if JOB_ID.fullmatch(name):
+            stamp = stamp_of(f"{workspace.jobs}/{name}/job.json")
+            if rows.pop(name, None) != stamp or stamp is None:
+                changed.append(name)
+        else:
+            log.warning("jobs/%s is not the folder of a job, and is left alone", name)
+            left_out.add(name)
+    changed.sort()  # of 100,000 in the order of the disk, the index would be written many times
+    for start in range(0, len(changed), _BATCH):
+        with transaction(table):
+            for job_id in changed[start : start + _BATCH]:
+                try:
+                    put(*read_record(job_id, workspace.job(job_id).record))
+                except Unreadable as why:
+                    log.warning(
+                        "job %s is left as it is, its job.json cannot be read: %s", job_id, why
+                    )
+                    left_out.add(job_id)
+    if rows:
+        with transaction(table):
+            for job_id in rows:
+                forget(job_id)
+    _warn_of_shared_keys(table)
+    return left_out
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """What is in a folder, but for files."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_file(follow_symlinks=False):
+                yield entry.name
+
+
+def _warn_of_shared_keys(table: sqlite3.Connection) -> None:
+    # A folder that was moved away came back, and its key had been used again meanwhile.
+    shared = table.execute(
+        "SELECT idempotency_key, id FROM jobs WHERE idempotency_key IN ("
+        "SELECT idempotency_key FROM jobs WHERE idempotency_key IS NOT NULL "
+        "GROUP BY idempotency_key HAVING count(*) > 1"
+        ") ORDER BY idempotency_key, created_at DESC, id DESC"
+    )
+    for _, rows in groupby(shared, key=lambda row: row[0]):
+        newest, *others = (job_id for _, job_id in rows)
+        log.warning(
+            "jobs %s have one Idempotency-Key: it stands for the newest, %s",
+            ", ".join([newest, *others]),
+            newest,
+        )

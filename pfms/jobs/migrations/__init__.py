@@ -1,1 +1,0 @@
-"""The history of the jobs table's form, one file a step (Alembic)."""

@@ -1,0 +1,69 @@
+"""The tables of `pfms.db`, and how those of an older pfms become them."""
+
+import sqlite3
+
+from pfms.storage.database import Damaged, transaction
+
+_VERSION = 1  # in SQLite's `user_version`; Alembic made the tables before, at 0
+
+_OLD_COLUMNS = (
+    "id, revision, state, model_id, created_at, ended_at, purged_at, idempotency_key, record"
+)
+_TABLES = (
+    """CREATE TABLE jobs (
+        id TEXT PRIMARY KEY,
+        revision INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        model_id TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        ended_at TEXT,
+        purged_at TEXT,
+        idempotency_key TEXT,
+        record TEXT NOT NULL,
+        stamp TEXT
+    )""",
+    """CREATE TABLE IF NOT EXISTS events (
+        n INTEGER PRIMARY KEY, job_id TEXT NOT NULL, kind TEXT NOT NULL, data TEXT NOT NULL
+    )""",
+)
+_FROM_BEFORE_VERSION_1 = (
+    f"INSERT INTO jobs SELECT {_OLD_COLUMNS}, NULL FROM old_jobs",  # noqa: S608 (a constant)
+    "DROP TABLE old_jobs",
+    """DELETE FROM events WHERE kind = 'progress' AND n NOT IN (
+        SELECT max(n) FROM events WHERE kind = 'progress'
+        GROUP BY job_id, json_extract(data, '$.stage')
+    )""",
+)
+_INDEXES = (
+    "CREATE INDEX jobs_by_time ON jobs (created_at, id)",
+    "CREATE INDEX jobs_by_state ON jobs (state, created_at, id)",
+    "CREATE INDEX jobs_by_model ON jobs (model_id, created_at, id)",
+    "CREATE INDEX jobs_by_both ON jobs (model_id, state, created_at, id)",
+    "CREATE INDEX jobs_by_end ON jobs (ended_at)",
+    "CREATE INDEX jobs_by_key ON jobs (idempotency_key) WHERE idempotency_key IS NOT NULL",
+    "CREATE INDEX IF NOT EXISTS events_of_job ON events (job_id, n)",
+)
+
+
+def prepare_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables, or bring old ones to the newest form, with all rows.
+
+    Raises:
+        Damaged: A newer pfms made them.
+    """
+    [version] = connection.execute("PRAGMA user_version").fetchone()
+    if version > _VERSION:
+        raise Damaged("a newer pfms wrote it")
+    if version < _VERSION:
+        with transaction(connection):
+            _make_tables(connection)
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    query = "SELECT count(*) FROM sqlite_schema WHERE name = 'jobs'"
+    [old] = connection.execute(query).fetchone()
+    if old:
+        connection.execute("ALTER TABLE jobs RENAME TO old_jobs")
+    for statement in (*_TABLES, *(_FROM_BEFORE_VERSION_1 if old else ()), *_INDEXES):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {_VERSION}")

@@ -1,0 +1,108 @@
+"""One SQLite file that can be made anew: a damaged one is kept under another name and replaced."""
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from pfms.clock import utc_now
+from pfms.storage.disk import network_storage
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_LOCK_SECONDS = 60  # so long may another program, a person's sqlite3, say, hold the file
+_MADE_BY_SQLITE = ("-wal", "-shm", "-journal")
+
+
+class Damaged(sqlite3.DatabaseError):
+    """SQLite can open the file, but what it holds cannot be used."""
+
+
+class Database:
+    """The file and its connection, which belongs to the thread that calls first."""
+
+    def __init__(self, file: Path, prepare: Callable[[sqlite3.Connection], None]) -> None:
+        """Nothing is opened before the first call.
+
+        Args:
+            file: Made where it is missing.
+            prepare: Gets each new connection, before anything else, to make the tables and fill
+                them; raises `Damaged` where it cannot.
+        """
+        self._file = file
+        self._prepare = prepare
+        self._connection: sqlite3.Connection | None = None
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Give the connection to `work`; once more on a new file where this one is damaged.
+
+        Raises:
+            sqlite3.Error: The file is locked, full, not writable, or damaged twice in a row.
+            OSError: It cannot be made or renamed.
+        """
+        try:
+            return work(self._opened())
+        except sqlite3.DatabaseError as error:
+            if not _is_damage(error):
+                raise
+            self._set_aside(error)
+        return work(self._opened())
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            # SQLite's own way, 0644, would shut out the next of a container's random user IDs.
+            self._file.touch(0o660)
+            connection = sqlite3.connect(self._file, timeout=_LOCK_SECONDS, isolation_level=None)
+            try:
+                self._set_up(connection)
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        # A text that is not UTF-8 is the fault of one row: reading the others must go on.
+        connection.text_factory = lambda text: text.decode(errors="surrogateescape")
+        # SQLite's write-ahead log needs shared memory between processes: a local disk.
+        journal = "WAL"
+        if storage := network_storage(self._file):
+            log.warning("%s works slower on network storage (%s)", self._file.name, storage)
+            journal = "TRUNCATE"
+        connection.execute(f"PRAGMA journal_mode={journal}")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise Damaged("its pages do not fit together")
+
+    def _set_aside(self, damage: sqlite3.DatabaseError) -> None:
+        self.close()
+        name = self._file.name
+        kept = self._file.with_name(f"{name}.damaged-{utc_now():%Y%m%dT%H%M%S.%fZ}")
+        log.warning("%s cannot be used (%s): kept as %s and made anew", name, damage, kept.name)
+        with suppress(FileNotFoundError):
+            self._file.rename(kept)
+        for suffix in _MADE_BY_SQLITE:
+            self._file.with_name(name + suffix).unlink(missing_ok=True)
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is written within, or nothing."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")  # a lock that comes later could not be waited for
+        yield
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits tell more of the same
+    return isinstance(error, Damaged) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
