@@ -31,7 +31,7 @@ def test_a_slot_is_free_though_the_end_of_its_job_cannot_be_recorded(
     stuck = running(server)
     part = spoil(server, stuck)
     for _ in range(3):
-        assert server.infer(timeout=20).status_code in (200, 500)
+        assert server.infer(timeout=20).status_code in (200, 504)  # it was given a slot
     assert server.job(stuck)["state"] == "running"
     mend(part)
     job = server.ended(stuck)
