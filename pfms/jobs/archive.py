@@ -31,7 +31,7 @@ from pfms.plugin import spleenseg
 from pfms.plugin.types import Progress
 from pfms.processes.kill import to_the_end
 from pfms.storage.disk import full_disk_is_told
-from pfms.storage.files import is_whole
+from pfms.storage.files import matches
 from pfms.storage.room import Room
 from pfms.storage.workspace import Workspace
 from pfms.volumes import preview
@@ -183,8 +183,8 @@ class Archive:
             file = self._path_of(job.id, resultant).open("rb")
         except FileNotFoundError:
             raise Gone("The voxels of this job were removed.", job=job.id) from None
-        facts = job.segmentation.file_of(resultant) if job.segmentation else None
-        if facts is not None and not is_whole(file, facts.size, facts.sha256):
+        facts = job.segmentation.facts(resultant) if job.segmentation else None
+        if facts is not None and not matches(file, facts.size, facts.sha256):
             file.close()
             raise BadResult(
                 "The result on the server's disk is not what the run wrote: it was damaged since.",

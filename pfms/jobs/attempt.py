@@ -1,14 +1,16 @@
 """One attempt to run a job: what the plugin is told, and what came of it. It blocks."""
 
+from pathlib import Path
+
 from pfms.errors import BadResult, DiskFull, PluginFailed, by_code
 from pfms.executors.environment import run_environment
-from pfms.jobs.job import Job, PluginUsed, RunFacts, Segmentation
+from pfms.jobs.job import FileFacts, Job, PluginUsed, Resultant, RunFacts, Segmentation
 from pfms.plugin import spleenseg
 from pfms.plugin.command import PluginCommand, versions
 from pfms.plugin.types import PluginExit, PluginRun
 from pfms.settings import Settings
 from pfms.storage.disk import full_disk_is_told
-from pfms.storage.files import sha256_of, tail_of, write_atomically
+from pfms.storage.files import sha256_of, size_and_sha256, sync_within, tail_of, write_atomically
 from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
 
@@ -81,35 +83,52 @@ class Attempt:
     def judge(self, plugin_exit: PluginExit) -> tuple[Segmentation, list[str]]:
         """The labels that came out, checked against the volume, and warnings.
 
+        Log and resultants are durable when it returns; the log also when it raises.
+
         Raises:
             PfmsError: There is no result; which error says why.
         """
-        onehot = self._tree.root / spleenseg.ONEHOT
-        disk_full = self._workspace.free_bytes() < _NO_ROOM
-        verdict = spleenseg.cause_of(
-            plugin_exit,
-            tail_of(self._tree.log),
-            onehot.is_file(),
-            root=str(self._tree.root),
-            disk_full=disk_full,
-        )
-        if verdict.error is not None:
-            raise by_code(verdict.error)(verdict.detail)
+        tree = self._tree
+        onehot, logits = tree.root / spleenseg.ONEHOT, tree.root / spleenseg.LOGITS
+        files: dict[Resultant, Path] = {"labels": tree.segmentation, "onehot": onehot}
         with full_disk_is_told():
-            self._tree.segmentation.parent.mkdir(exist_ok=True)
+            if tree.log.is_file():
+                sync_within(tree.root, [tree.log])
+            disk_full = self._workspace.free_bytes() < _NO_ROOM
+            verdict = spleenseg.cause_of(
+                plugin_exit,
+                tail_of(tree.log),
+                onehot.is_file(),
+                root=str(tree.root),
+                disk_full=disk_full,
+            )
+            if verdict.error is not None:
+                raise by_code(verdict.error)(verdict.detail)
+            tree.segmentation.parent.mkdir(exist_ok=True)
             try:
-                facts = labels.write_labels(onehot, self._tree.volume, self._tree.segmentation)
+                found = labels.write_labels(onehot, tree.volume, tree.segmentation)
             except BadResult:
                 if disk_full:  # it may be cut off
                     raise DiskFull("The disk of the server was full when it was written.") from None
                 raise
-        if self._job.logits:
-            labels.check_logits(self._tree.root / spleenseg.LOGITS)
+            if self._job.logits:
+                labels.check_logits(logits)
+                files["logits"] = logits
+            sync_within(tree.root, files.values())
+        facts = {resultant: _facts(file) for resultant, file in files.items()}
+        of_labels = facts.pop("labels")
         segmentation = Segmentation(
-            sha256=sha256_of(self._tree.segmentation),
-            voxels_sha256=facts.voxels_sha256,
-            size=self._tree.segmentation.stat().st_size,
-            spleen_voxels=facts.spleen_voxels,
-            spleen_ml=facts.spleen_ml,
+            sha256=of_labels.sha256,
+            voxels_sha256=found.voxels_sha256,
+            size=of_labels.size,
+            spleen_voxels=found.spleen_voxels,
+            spleen_ml=found.spleen_ml,
+            files=facts,
         )
         return segmentation, [verdict.warning] if verdict.warning else []
+
+
+def _facts(path: Path) -> FileFacts:
+    with path.open("rb") as file:
+        size, sha256 = size_and_sha256(file)
+    return FileFacts(size=size, sha256=sha256)

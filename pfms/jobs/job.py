@@ -79,24 +79,30 @@ class VolumeSent(Record):
 
 
 class FileFacts(Record):
-    """A file as it was written: `size` in bytes."""
+    """By what a file is known again: its size in bytes and its SHA-256."""
 
     size: int
     sha256: str
 
 
 class Segmentation(Record):
-    """What came out. `voxels_sha256` is of the labels' bytes, unpacked, in file order."""
+    """What came out. `size` and `sha256` are of the labels' file, `files` has the others'.
+
+    `voxels_sha256` is of the labels' bytes, unpacked, in file order.
+    """
 
     sha256: str
     voxels_sha256: str
     size: int
     spleen_voxels: int
     spleen_ml: float
+    files: dict[Resultant, FileFacts] = Field(default_factory=dict)
 
-    def file_of(self, resultant: Resultant) -> "FileFacts | None":
-        """What the file of a resultant has to be; None where the record does not say."""
-        return FileFacts(size=self.size, sha256=self.sha256) if resultant == "labels" else None
+    def facts(self, resultant: Resultant) -> FileFacts | None:
+        """What was recorded of a resultant's file; None in records that are older than that."""
+        if resultant == "labels":
+            return FileFacts(size=self.size, sha256=self.sha256)
+        return self.files.get(resultant)
 
 
 class Cause(Record):

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,9 +54,13 @@ class UploadWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._file is not None:
+        await asyncio.to_thread(self._leave)
+
+    def _leave(self) -> None:
+        assert self._file is not None  # noqa: S101  (entered before it is left)
+        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # of a file that nobody wants any more
             self._file.close()
-        await asyncio.to_thread(self._path.unlink, missing_ok=True)
 
     async def feed(self, piece: bytes) -> None:
         """Take the next bytes.

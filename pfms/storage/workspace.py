@@ -8,17 +8,25 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from pfms.errors import StartError
-from pfms.storage.files import discard, sync_folder, write_atomically
+from pfms.storage.files import (
+    discard,
+    let_in,
+    make_folder,
+    sync_folder,
+    sync_tree,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
+_UUID_LENGTH = 36
 _OUR_UPLOAD = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.part)?")
 
 
@@ -68,22 +76,38 @@ class JobTree:
         self.volume.parent.mkdir(parents=True)
 
     def clear_run(self) -> None:
-        """Remove what an earlier attempt left and make an empty outputdir."""
-        self.clear_output()
-        self.log.unlink(missing_ok=True)
+        """Remove what an earlier attempt left and make an empty outputdir.
+
+        Raises:
+            OSError: Something of it cannot be removed, and could be taken for the next one's.
+        """
+        self._clear(self.output, self.segmentation.parent, self.log)
         self.output.mkdir()
 
     def clear_output(self) -> None:
-        """Remove what a run wrote; its log stays, which says why."""
-        for folder in (self.output, self.segmentation.parent):
-            shutil.rmtree(folder, ignore_errors=True)
+        """Give back the room of what a run wrote, as far as that can be; its log stays."""
+        try:
+            self._clear(self.output, self.segmentation.parent)
+        except OSError as error:
+            log.warning("job %s: some of its output stays: %s", self.root.name, error)
 
     def clear_voxels(self) -> None:
-        """Remove the volumes and the weights; command, log and record stay."""
-        for folder in (self.root / "input", self.output, self.segmentation.parent):
-            shutil.rmtree(folder, ignore_errors=True)
-        for other in self.root.glob("rerun*"):
-            shutil.rmtree(other, ignore_errors=True)
+        """Remove durably all but command, log and record: volumes, weights, any rerun.
+
+        Raises:
+            OSError: Something cannot be removed.
+        """
+        if not self.root.is_dir():
+            return
+        let_in(self.root)
+        kept = {self.command, self.log, self.record}
+        self._clear(*(path for path in self.root.iterdir() if path not in kept))
+        sync_folder(self.root)
+
+    def _clear(self, *paths: Path) -> None:
+        let_in(self.root)
+        for path in paths:
+            discard(path)
 
 
 class Workspace:
@@ -97,16 +121,18 @@ class Workspace:
         self._lock: IO[str] | None = None
 
     def make(self) -> None:
-        """Make the folders that are not there.
+        """Make the folders that are not there, durably.
 
         Raises:
             StartError: It is not writable.
         """
         try:
+            make_folder(self.root)
             for folder in (self.uploads, self.models, self.jobs):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(exist_ok=True)
                 if not os.access(folder, os.W_OK | os.X_OK):
                     raise PermissionError(13, "Permission denied", str(folder))
+            sync_folder(self.root)
         except OSError as error:
             raise self._not_writable(error) from None
 
@@ -142,10 +168,13 @@ class Workspace:
         lock.flush()
         self._lock = lock
         for left in self.uploads.iterdir():
-            if _OUR_UPLOAD.fullmatch(left.name):
+            if not _OUR_UPLOAD.fullmatch(left.name):
+                log.warning("%s is not a file of pfms, and is left alone", left)
+                continue
+            try:
                 discard(left)
-            else:
-                log.warning("%s is none of pfms's files, and is left alone", left)
+            except OSError as error:  # no reason not to start
+                log.warning("%s was left by an earlier server and stays: %s", left, error)
 
     def close(self) -> None:
         """Give the lock back."""
@@ -180,20 +209,26 @@ class Workspace:
         return sorted(entry.name for entry in os.scandir(self.jobs) if entry.is_dir())
 
     def publish(self, prepared: JobTree, job_id: str) -> JobTree:
-        """Rename a tree that is complete from `uploads/` to its place, durably."""
+        """Rename a tree that is complete from `uploads/` to its place, all of it durably."""
         target = self.job(job_id)
+        sync_tree(prepared.root)
         prepared.root.rename(target.root)
         sync_folder(self.jobs)
         return target
 
     def remove_job(self, job_id: str) -> None:
-        """Remove a job's folder, so that it vanishes at once and whole."""
-        aside = self.new_upload()
-        try:
-            self.job(job_id).root.rename(aside)
-        except FileNotFoundError:
-            return
-        sync_folder(self.jobs)
+        """Remove a job's folder, so that it vanishes at once, whole and durably.
+
+        Raises:
+            OSError: Some of its files cannot be removed. They lie in `uploads/`; a further call,
+                or the next start, tries it again.
+        """
+        root = self.job(job_id).root
+        aside = self.uploads / uuid.UUID(job_id[-_UUID_LENGTH:]).hex  # where the next call looks
+        with suppress(FileNotFoundError):
+            let_in(root)
+            root.rename(aside)
+            sync_folder(self.jobs)
         discard(aside)
 
     def free_bytes(self) -> int:
