@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pfms.errors import TruncatedNifti, UnsupportedNifti
 from pfms.volumes.gunzip import DamagedGzip, GzipStream
+from pfms.volumes.not_nifti import LOOKED_AT, not_a_nifti
 from pfms.volumes.sniff import nifti_version
 
 PIECE = 1 << 20
@@ -170,6 +171,16 @@ class NiftiReader:
         except DamagedGzip as error:
             raise TruncatedNifti(str(error)) from error
 
+    def _at_hand(self, size: int) -> bytes:
+        """Read on, up to where the file ends or is damaged."""
+        data = b""
+        try:
+            while len(data) < size and (piece := self._stream.read1(size - len(data))):
+                data += piece
+        except DamagedGzip:
+            pass
+        return data
+
     def _too_short(self) -> TruncatedNifti:
         return TruncatedNifti(
             f"The header says {' x '.join(map(str, self.shape))} voxels of "
@@ -180,7 +191,10 @@ class NiftiReader:
         head = self._read(Nifti1Header.sizeof_hdr)
         if head[4:7] == b"n+2":
             head += self._read(Nifti2Header.sizeof_hdr - len(head))
-        self.version = nifti_version(head)
+        version = nifti_version(head)
+        if version is None:
+            raise not_a_nifti(head + self._at_hand(LOOKED_AT))
+        self.version = version
         kind: type[Nifti1Header] = Nifti2Header if self.version == 2 else Nifti1Header
         self.stored = kind(head[: kind.sizeof_hdr], check=False)
         self.header = self.stored.copy()
