@@ -13,6 +13,7 @@ from pfms.errors import BadResult
 from pfms.volumes.admit import VolumeFacts
 from pfms.volumes.geometry import same
 from pfms.volumes.labels import write_labels
+from pfms.volumes.preview import preview_png
 from tests.niftis import OBLIQUE, Order, admit, ct, nifti, put
 
 LPS = np.diag([-0.8, -0.9, 2.5, 1.0])
@@ -157,6 +158,26 @@ def test_where_both_count_and_differ_the_plugin_gets_what_it_takes_by_hand(
     header, image = labels_of(tmp_path, copy, by_hand)
     assert np.array_equal(image.affine, facts.affine)
     assert np.array_equal(header["pixdim"][:4], np.array([1, 0.8, 0.9, 2.5], np.float32))
+
+
+@pytest.mark.parametrize("what", ["gantry tilt", "one everywhere", "not a number"])
+def test_the_preview_is_that_of_the_volume_with_its_header_put_right(
+    tmp_path: Path, what: str
+) -> None:
+    if what in OTHER_PIXDIMS:
+        affine, fields = OTHER_PIXDIMS[what]
+        right = nifti(ct(), affine, qform_code=0, pixdim=spaced(*voxel_sizes(affine)))
+        wrong = nifti(ct(), affine, **fields)
+    else:
+        right, wrong = nifti(ct(), RIGID), nifti(ct(), RIGID, **BAD_SFORMS[what])
+    drawn = []
+    for name, whole in (("right", right), ("wrong", wrong)):
+        folder = tmp_path / name
+        folder.mkdir()
+        _, copy = admit(put(folder / "upload", whole))
+        labels_of(folder, copy, nib.load(copy).affine)
+        drawn.append(preview_png(copy, folder / "labels.nii.gz"))
+    assert drawn[0] == drawn[1]
 
 
 def test_a_result_that_lies_where_the_upload_would_have_misled_the_plugin_does_not_pass(
