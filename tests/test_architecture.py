@@ -53,6 +53,7 @@ PURE = (
     "jobs.queue",
     "jobs.estimates",
     "errors",
+    "volumes.not_nifti",
     "volumes.sniff",
 )
 TOUCHES = {"os", "shutil", "subprocess", "socket", "asyncio", "tempfile", "glob", "io", "psutil"}

@@ -123,8 +123,66 @@ def test_a_little_after_the_voxels_is_left_out_of_the_copy(
     tmp_path: Path, packed: bool, size: int
 ) -> None:
     whole = nifti(ct())
-    _, target = admit(put(tmp_path / "upload", whole + b"x" * size, packed=packed))
+    facts, target = admit(put(tmp_path / "upload", whole + b"x" * size, packed=packed))
     assert gzip.decompress(target.read_bytes()) == whole
+    assert [("follows the last voxel" in text) for text in facts.warnings] == [True]
+
+
+MEMBER = gzip.compress(nifti(ct()))
+AFTER: dict[str, bytes] = {
+    "a newline": b"\n",
+    "text": b"uploaded by hand\r\n",
+    "a checksum": b"ab" * 32 + b"  ct.nii.gz\n",
+    "the next boundary of a form": b"\r\n--boundary--\r\n",
+    "noise": random.Random(1).randbytes(5000),
+    "zeros and text": bytes(300_000) + b"end",
+    "half of a mark": b"\x1f",
+    "a mark": b"\x1f\x8b",
+    "a member of another kind": b"\x1f\x8b\x07" + bytes(100),
+    "a member that ends early": MEMBER[:200],
+    "a member with a wrong checksum": MEMBER[:-8] + bytes(8),
+    "a whole member": gzip.compress(b"a file of its own"),
+    "a whole member and text": gzip.compress(b"a file of its own") + b"\n",
+    "a mebibyte": b"x" * (1 << 20),
+}
+
+
+@pytest.mark.parametrize("what", AFTER)
+def test_what_follows_a_whole_gzip_stream_is_left_out_with_a_warning(
+    tmp_path: Path, what: str
+) -> None:
+    upload = tmp_path / "upload"
+    for members in (MEMBER, _in_members(nifti(ct()), 100), MEMBER + gzip.compress(b"")):
+        upload.write_bytes(members + AFTER[what])
+        facts, target = admit(upload)
+        assert gzip.decompress(target.read_bytes()) == nifti(ct())
+        assert [("follows the last voxel" in text) for text in facts.warnings] == [True]
+        target.unlink()
+
+
+def test_padding_with_zeros_is_a_part_of_gzip_and_needs_no_warning(tmp_path: Path) -> None:
+    upload = tmp_path / "upload"
+    upload.write_bytes(MEMBER + bytes(3 << 20))
+    facts, target = admit(upload)
+    assert facts.warnings == ()
+    assert np.array_equal(np.asarray(nib.load(target).dataobj), ct())
+
+
+def _in_members(whole: bytes, size: int) -> bytes:
+    return b"".join(gzip.compress(whole[at : at + size], 1) for at in range(0, len(whole), size))
+
+
+@pytest.mark.parametrize("size", [97, 4096, 65_280])
+def test_gzip_members_of_any_size_with_padding_between_are_one_volume(
+    tmp_path: Path, size: int
+) -> None:
+    data = ct((60, 61, 62))
+    upload = tmp_path / "upload"
+    upload.write_bytes(_in_members(nifti(data)[:1000], 97) + bytes(131_072))
+    with upload.open("ab") as file:
+        file.write(_in_members(nifti(data)[1000:], size) + gzip.compress(b""))  # as bgzip ends
+    _, target = admit(upload)
+    assert np.array_equal(np.asarray(nib.load(target).dataobj), data)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["gz", "plain"])

@@ -11,15 +11,7 @@ from pfms.errors import NotANifti, RequestError, TooLarge, TruncatedNifti, Unsup
 from pfms.volumes.admit import VolumeLimits
 from tests.niftis import LIMITS, ORDERS, SECRET, Order, admit, ct, nifti, put, refused
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(500)
 OTHERS: dict[str, tuple[bytes, str]] = {
-    "dicom": (bytes(128) + b"DICM" + bytes(400), "dcm2niix"),
-    "zip": (b"PK\x03\x04" + bytes(400), "Unzip"),
-    "tar": (b"x" * 257 + b"ustar" + bytes(300), "tar"),
-    "png": (PNG, "PNG"),
-    "json": (b'{"shape": [1, 2, 3]}' * 40, "text"),
-    "text": (b"hello\n", "text"),
-    "nrrd": (b"NRRD0004\n" + bytes(400), "NRRD"),
     "noise": (random.Random(1).randbytes(2000), "neither"),
     "zeros": (bytes(2000), "neither"),
     "analyze": (nifti(ct(), magic=b""), "Analyze"),
@@ -74,8 +66,25 @@ def test_a_damaged_gzip_stream_is_truncated(tmp_path: Path) -> None:
         upload.write_bytes(whole)
         refused(upload, TruncatedNifti, LIMITS, "gzip")
         whole[at] ^= 1
-    upload.write_bytes(whole + b"no gzip member")
-    refused(upload, TruncatedNifti, LIMITS, "gzip")
+
+
+def test_a_volume_in_several_gzip_members_is_truncated_wherever_it_ends(tmp_path: Path) -> None:
+    whole = nifti(ct())
+    members = [gzip.compress(whole[at : at + 100]) for at in range(0, len(whole), 100)]
+    upload = tmp_path / "upload"
+    for number in range(1, len(members)):
+        for end in (b"", b"\n", bytes(100), members[number][:-1], b"\x1f\x8b\x08"):
+            upload.write_bytes(b"".join(members[:number]) + end)
+            refused(upload, TruncatedNifti)
+    upload.write_bytes(b"".join(members)[:-1])
+    refused(upload, TruncatedNifti)
+
+
+def test_more_than_a_mebibyte_after_a_gzip_stream_is_too_large(tmp_path: Path) -> None:
+    upload = tmp_path / "upload"
+    for tail in (b"x" * ((1 << 20) + 1), gzip.compress(b"x") + b"x" * (1 << 20)):
+        upload.write_bytes(gzip.compress(nifti(ct())) + tail)
+        refused(upload, TooLarge, LIMITS, "mebibyte")
 
 
 def test_a_gzip_header_without_end_is_refused(tmp_path: Path) -> None:
@@ -84,6 +93,9 @@ def test_a_gzip_header_without_end_is_refused(tmp_path: Path) -> None:
     refused(upload, TruncatedNifti, LIMITS, "gzip")
 
 
+NO_QFORM = {"qform_code": 0}
+SAME_WAY = {"srow_x": [1, 1, 0, 0], "srow_y": [1, 1, 0, 0]}
+NOTHING = {"srow_x": [0] * 4, "srow_y": [0] * 4, "srow_z": [0] * 4}
 # One field each (or a few), what comes of it, and a word of the answer.
 WRONG: list[tuple[dict[str, Any], type[RequestError], str]] = [
     ({"dim": [2, 5, 42, 1, 1, 1, 1, 1]}, UnsupportedNifti, "2 axes"),
@@ -123,21 +135,21 @@ WRONG: list[tuple[dict[str, Any], type[RequestError], str]] = [
     ({"scl_slope": 1, "scl_inter": np.nan}, UnsupportedNifti, "scaling"),
     ({"scl_slope": 3e38}, UnsupportedNifti, "single precision"),
     ({"scl_slope": 1e36, "scl_inter": -1e38}, UnsupportedNifti, "single precision"),
-    ({"srow_x": [np.nan] * 4}, UnsupportedNifti, "affine is not finite"),
-    ({"srow_z": [0, 0, 1, np.inf]}, UnsupportedNifti, "affine is not finite"),
-    ({"srow_x": [0] * 4}, UnsupportedNifti, "affine is singular"),
-    ({"srow_x": [1, 1, 0, 0], "srow_y": [1, 1, 0, 0]}, UnsupportedNifti, "affine is singular"),
-    ({"srow_x": [0] * 4, "srow_y": [0] * 4, "srow_z": [0] * 4}, UnsupportedNifti, "measure 0"),
-    ({"srow_x": [3e38] * 4}, UnsupportedNifti, "mm"),
-    ({"srow_x": [1, 0, 0, 3e7]}, UnsupportedNifti, "kilometre"),
-    ({"pixdim": [1, np.nan, 1, 1, 1, 1, 1, 1]}, UnsupportedNifti, "pixdim"),
-    ({"pixdim": [1, 1, 0, 1, 1, 1, 1, 1]}, UnsupportedNifti, "pixdim"),
+    ({"srow_x": [np.nan] * 4, **NO_QFORM}, UnsupportedNifti, "affine is not finite"),
+    ({"srow_z": [0, 0, 1, np.inf], **NO_QFORM}, UnsupportedNifti, "affine is not finite"),
+    ({"srow_x": [np.nan] * 4, "quatern_b": np.nan}, UnsupportedNifti, "affine is not finite"),
+    ({"srow_x": [0] * 4, **NO_QFORM}, UnsupportedNifti, "affine is singular"),
+    ({**SAME_WAY, **NO_QFORM}, UnsupportedNifti, "affine is singular"),
+    ({**NOTHING, **NO_QFORM}, UnsupportedNifti, "measure 0"),
+    ({**NOTHING, "pixdim": [1, 0, 0, 0, 1, 1, 1, 1]}, UnsupportedNifti, "measure 0"),
+    ({"srow_x": [3e38] * 4, **NO_QFORM}, UnsupportedNifti, "mm"),
+    ({"srow_x": [1, 0, 0, 3e7], **NO_QFORM}, UnsupportedNifti, "kilometre"),
+    ({"pixdim": [1, np.nan, 1, 1, 1, 1, 1, 1], "sform_code": 0}, UnsupportedNifti, "pixdim"),
+    ({"pixdim": [1, 1, 0, 1, 1, 1, 1, 1], "sform_code": 0}, UnsupportedNifti, "pixdim"),
     ({"pixdim": [1, 1, 1, np.inf, 1, 1, 1, 1], "sform_code": 0}, UnsupportedNifti, "pixdim"),
     ({"sform_code": 0, "quatern_b": 0.9, "quatern_c": 0.9}, UnsupportedNifti, "no rotation"),
     ({"sform_code": 0, "quatern_b": np.nan}, UnsupportedNifti, "affine is not finite"),
     ({"sform_code": 0, "qoffset_x": np.inf}, UnsupportedNifti, "affine is not finite"),
-    ({"pixdim": [1, 5, 5, 5, 1, 1, 1, 1], "qform_code": 0}, UnsupportedNifti, "set_zooms"),
-    ({"pixdim": [1, 5, 5, 5, 1, 1, 1, 1], "quatern_b": 9}, UnsupportedNifti, "disagrees"),
 ]
 
 
@@ -160,8 +172,8 @@ def test_a_header_that_cannot_be_right_is_refused_for_what_is_wrong(
         ({"dim": [2**40, 5, 6, 7, 1, 1, 1, 1]}, UnsupportedNifti),
         ({"vox_offset": 2**62}, TooLarge),
         ({"vox_offset": -(2**63)}, UnsupportedNifti),
-        ({"srow_x": [1e200] * 4}, UnsupportedNifti),
-        ({"srow_x": [1e-300, 0, 0, 0]}, UnsupportedNifti),
+        ({"srow_x": [1e200] * 4, **NO_QFORM}, UnsupportedNifti),
+        ({"srow_x": [1e-300, 0, 0, 0], **NO_QFORM}, UnsupportedNifti),
         ({"scl_slope": 1e300}, UnsupportedNifti),
         ({"scl_slope": 1e300, "scl_inter": -1e300}, UnsupportedNifti),
         ({"intent_code": 3006}, UnsupportedNifti),

@@ -61,8 +61,8 @@ class Form:
     def __str__(self) -> str:
         return f"{self.orientation}-{self.dtype}-{self.form}"
 
-    def file(self) -> bytes:
-        """The whole file, unpacked."""
+    def file(self, **header: Any) -> bytes:
+        """The whole file, unpacked; `header` goes into its header's fields, however wrong."""
         axes, tilt, shear = ORIENTATIONS[self.orientation]
         phantom = make_phantom(
             7, (48, 40, 32), (5.0, 5.0, 6.0), axes, tilt, shear, dtype=np.float32
@@ -85,7 +85,7 @@ class Form:
         if self.orientation == "sheared":
             fields |= {"qform_code": 0}
         version = 2 if self.form == "NIfTI-2" else 1
-        return nifti(voxels, phantom.volume.affine, version=version, **fields)
+        return nifti(voxels, phantom.volume.affine, version=version, **fields | header)
 
 
 BATCH = 8  # volumes that are run by hand together
@@ -219,6 +219,47 @@ def test_the_labels_are_the_spleen_channel_of_the_plugin_run_by_hand(
     same_place(answer.content, sent)
     if form.dtype != "uint16":  # which the network has not been shown
         assert wanted.sum() > 200
+
+
+SHEARED = Form("sheared", "int16", "nii.gz")
+OBLIQUE = Form("oblique", "int16", "nii.gz")
+NO_QFORM: dict[str, Any] = {"qform_code": 0, "quatern_b": 0, "quatern_c": 0, "quatern_d": 0}
+NO_QFORM |= {"qoffset_x": 0, "qoffset_y": 0, "qoffset_z": 0}
+OTHER_PIXDIM = {"pixdim": [1, 5, 5, 6.5, 1, 1, 1, 1]}
+
+# What is sent; what a person runs the plugin on, who would put the header right if it needs that.
+ODD: dict[str, tuple[bytes, bytes]] = {
+    "an sform that is not a number": (both := OBLIQUE.file(srow_y=[np.nan] * 4), both),
+    "a tilted sform and no qform": (SHEARED.file(**NO_QFORM, **OTHER_PIXDIM), SHEARED.file()),
+    "an oblique sform and no qform": (OBLIQUE.file(**NO_QFORM, **OTHER_PIXDIM), OBLIQUE.file()),
+    "a qform of another spacing": (both := OBLIQUE.file(**OTHER_PIXDIM), both),
+    "four axes and a qform of another spacing": (
+        both := Form("oblique", "int16", "4-D").file(**OTHER_PIXDIM),
+        both,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [list(ODD)[:2], pytest.param(list(ODD)[2:], marks=pytest.mark.every)],
+    ids=["two", "the others"],
+)
+def test_odd_headers_give_the_voxels_of_the_plugin_run_by_hand(
+    real_server: Server, tmp_path: Path, batch: list[str]
+) -> None:
+    names = {what: f"odd-{number}" for number, what in enumerate(batch)}
+    wanted = run_by_hand(tmp_path, {names[what]: ODD[what][1] for what in batch})
+    for what in batch:
+        sent = ODD[what][0]
+        answer = real_server.infer(gzip.compress(sent, 1) + b"a tail")
+
+        assert answer.status_code == 200, answer.text
+        assert "last voxel" in answer.headers["x-pfms-warning"]
+        np.testing.assert_array_equal(labels_of(answer.content), wanted[names[what]], what)
+        assert wanted[names[what]].sum() > 200
+        if what != "an sform that is not a number":
+            same_place(answer.content, sent)
 
 
 def test_what_runs_in_ci_has_each_orientation_type_and_form() -> None:

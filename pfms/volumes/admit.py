@@ -12,15 +12,8 @@ import numpy as np
 
 from pfms.errors import TooLarge, UnsupportedNifti
 from pfms.storage.files import appearing_whole
-from pfms.volumes.geometry import (
-    Affine,
-    header_affine,
-    loaded_affine,
-    network_shape,
-    orientation_of,
-    same,
-    spacing_of,
-)
+from pfms.volumes.geometry import Affine, network_shape, orientation_of, spacing_of
+from pfms.volumes.place import Place, find_place
 from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)  # the plugin works in single precision
@@ -31,10 +24,6 @@ _ONE_VOLUME = "Send one 3-D volume: split a series (fslsplit), and leave out the
 _SMALLER_GRID = (
     "Check that its spacing is in millimetres: a header in metres or micrometres is the usual "
     "cause. If it is, crop the volume to the abdomen."
-)
-_SET_ZOOMS = (
-    "Make pixdim agree with the sform. In nibabel: "
-    "image.header.set_zooms(nibabel.affines.voxel_sizes(image.affine)), then save."
 )
 
 
@@ -95,9 +84,9 @@ class VolumeFacts:
 def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFacts:
     """Check an upload, and put what the plugin gets at `target`: one gzipped 3-D volume.
 
-    An upload that is that already is moved there; any other is written anew, in the same pass over
-    its voxels, without header extensions and with nothing after the last voxel. Memory does not
-    grow with the volume.
+    An upload that is that already is moved there. Any other is written anew, without its header
+    extensions, with nothing after the last voxel, and with a header by which the plugin finds the
+    place that the client is told (`place`). Memory does not grow with the volume.
 
     Args:
         upload: What was sent; afterwards it may be gone.
@@ -113,28 +102,32 @@ def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFact
     with NiftiReader(upload) as source:
         shape = _shape(source)
         _check_size(source, limits)
-        affine, warnings = _place(source)
-        _check_grid(shape, loaded_affine(source.header), limits)
+        place = find_place(source)
+        _check_grid(shape, place.loaded, limits)
         as_it_is = source.gzipped and not source.extended and len(source.shape) == 3
+        as_it_is = as_it_is and place.mended is None
         if as_it_is:
             least, greatest, tail = _read_voxels(source)
             as_it_is = tail == 0
     if as_it_is:
         upload.replace(target)
     else:
-        least, greatest = _write_copy(upload, target)
+        least, greatest, tail = _write_copy(upload, place, target)
+    warnings = list(place.warnings)
+    if tail:
+        warnings.append("What follows the last voxel in the file was left out.")
     if least >= _AIR_IS_BELOW:
         warnings.append(
             f"The volume does not look like Hounsfield units: nothing in it is below "
             f"{_AIR_IS_BELOW:g} (its values run from {least:g} to {greatest:g})."
         )
-    x, y, z = (float(length) for length in spacing_of(affine))
+    x, y, z = (float(length) for length in spacing_of(place.affine))
     return VolumeFacts(
         shape=shape,
         spacing=(x, y, z),
-        orientation=orientation_of(affine),
+        orientation=orientation_of(place.affine),
         dtype=source.dtype.name,
-        affine=tuple(tuple(float(value) for value in row) for row in affine),
+        affine=tuple(tuple(float(value) for value in row) for row in place.affine),
         nifti_version=source.version,
         minimum=least,
         maximum=greatest,
@@ -166,32 +159,6 @@ def _check_size(source: NiftiReader, limits: VolumeLimits) -> None:
         )
 
 
-def _place(source: NiftiReader) -> tuple[Affine, list[str]]:
-    """Find where the volume lies, and say what is doubtful about it."""
-    pixdim = source.stored["pixdim"][1:4]
-    if not (np.isfinite(pixdim) & (pixdim != 0)).all():
-        raise UnsupportedNifti("Its voxel spacing (pixdim) is zero or not finite.")
-    header = source.header
-    affine, loaded = header_affine(header), loaded_affine(header)
-    if header["sform_code"] == 0 and header["qform_code"] == 0:
-        return affine, [
-            "The header says nothing of the volume's orientation (neither sform nor qform has a "
-            f"code): it was taken as {orientation_of(affine)}, as nibabel does."
-        ]
-    if same(affine, loaded):
-        return affine, []
-    if header["qform_code"] == 0:
-        raise UnsupportedNifti(
-            "Its voxel spacing (pixdim) is not that of its sform, so the plugin would not believe "
-            "the sform, and there is nothing else that says where the volume lies.",
-            _SET_ZOOMS,
-        )
-    return affine, [
-        "The header places the volume in two ways, by an sform and by a qform of another voxel "
-        "spacing: the plugin goes by the qform."
-    ]
-
-
 def _check_grid(shape: tuple[int, int, int], affine: Affine, limits: VolumeLimits) -> None:
     grid = network_shape(shape, affine)
     if prod(grid) > limits.max_grid_voxels:
@@ -203,19 +170,18 @@ def _check_grid(shape: tuple[int, int, int], affine: Affine, limits: VolumeLimit
         )
 
 
-def _write_copy(upload: Path, target: Path) -> tuple[float, float]:
+def _write_copy(upload: Path, place: Place, target: Path) -> tuple[float, float, int]:
     with (
         NiftiReader(upload) as source,
         appearing_whole(target) as part,
         GzipWriter(part) as copy,
     ):
-        header = source.stored.copy()
+        header = (place.mended or source.stored).copy()
         if len(source.shape) > 3:
             header.set_data_shape(source.shape[:3])
-        header["vox_offset"] = header.single_vox_offset
-        copy.write(header.binaryblock + bytes(4))  # four zeros: no header extensions
-        least, greatest, _ = _read_voxels(source, copy)
-    return least, greatest
+        header["vox_offset"] = header.sizeof_hdr + len(place.note)
+        copy.write(header.binaryblock + place.note)
+        return _read_voxels(source, copy)
 
 
 def _read_voxels(source: NiftiReader, copy: GzipWriter | None = None) -> tuple[float, float, int]:

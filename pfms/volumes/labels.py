@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from pfms.errors import BadResult, RequestError
 from pfms.storage.files import appearing_whole
-from pfms.volumes.geometry import header_affine, loaded_affine, same, voxel_millilitres
+from pfms.volumes.geometry import Floats, header_affine, loaded_affine, same, voxel_millilitres
+from pfms.volumes.place import pixdim_of_upload
 from pfms.volumes.reader import GzipWriter, NiftiReader
 
 _LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL
@@ -43,12 +44,15 @@ class LabelFacts:
 def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
     """Write the plugin's segmentation as labels: uint8, 0 background and 1 spleen.
 
-    The labels have the grid of the volume: shape, spacing, sform, qform, codes, units and version
-    of NIfTI, and no text of its header. Memory does not grow with the volume.
+    The labels have the grid of the upload: shape, pixdim, sform, qform, codes, units and version of
+    NIfTI, and no text of its header. What no program could use is not among it: in place of an
+    sform that is zero, singular or not finite they have the qform as sform, under the same code,
+    and in place of a pixdim that is zero or not finite the spacing of the sform. Memory does not
+    grow with the volume.
 
     Args:
         onehot: The plugin's `*_seg.nii.gz`: (x, y, z, 2), one-hot, first the background.
-        volume: What the plugin got, as `nifti.admit_volume` left it.
+        volume: What the plugin got, as `admit.admit_volume` left it.
         target: Ends in `.nii.gz`; appears when complete.
 
     Raises:
@@ -58,6 +62,7 @@ def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
     with NiftiReader(volume) as source:
         header, grid = source.stored, source.shape[:3]
         affine, loaded = header_affine(source.header), loaded_affine(source.header)
+        pixdim = pixdim_of_upload(source)
     with _result(onehot) as result:
         if result.shape != (*grid, 2):
             raise BadResult(
@@ -68,7 +73,7 @@ def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
         if not (same(found, affine) or same(found, loaded)):
             raise BadResult("The affine of the plugin's segmentation is not that of the volume.")
         with appearing_whole(target) as part, GzipWriter(part) as labels:
-            labels.write(_label_header(header, grid).binaryblock + bytes(4))
+            labels.write(_label_header(header, grid, pixdim).binaryblock + bytes(4))
             spleen, checksum = _decode(result, labels.write)
     return LabelFacts(spleen, spleen * voxel_millilitres(affine), checksum)
 
@@ -115,12 +120,16 @@ def _result(path: Path) -> Iterator[NiftiReader]:
         raise BadResult(f"What the plugin wrote, {path.name}, is no use: {error.detail}") from error
 
 
-def _label_header(volume: Nifti1Header, grid: tuple[int, ...]) -> Nifti1Header:
+def _label_header(
+    volume: Nifti1Header, grid: tuple[int, ...], pixdim: Floats | None
+) -> Nifti1Header:
     header = type(volume)(endianness="<")
     header.set_data_shape(grid)
     header.set_data_dtype(np.uint8)
     for field in _GEOMETRY:
         header[field] = volume[field]
+    if pixdim is not None:
+        header["pixdim"][1:4] = pixdim
     header["intent_code"] = _LABEL_INTENT
     header["vox_offset"] = header.single_vox_offset
     header["scl_slope"], header["scl_inter"] = 1, 0  # a slope of 0 makes some viewers show nothing

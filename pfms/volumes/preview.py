@@ -66,7 +66,7 @@ def preview_png(volume: Path, labels: Path) -> bytes:
     Both files are read in pieces: no more than three slices are held at a time.
 
     Args:
-        volume: What the plugin got, as `nifti.admit_volume` left it.
+        volume: What the plugin got, as `admit.admit_volume` left it.
         labels: What `labels.write_labels` wrote for it.
 
     Returns:

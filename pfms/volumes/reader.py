@@ -4,7 +4,6 @@ Every piece is small and the heavy work is done by ISA-L and numpy outside Pytho
 thread that reads a volume holds up no other.
 """
 
-import gzip
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from isal import igzip, isal_zlib
+from isal import isal_zlib
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
 from pfms.errors import TruncatedNifti, UnsupportedNifti
+from pfms.volumes.gunzip import DamagedGzip, GzipStream
+from pfms.volumes.not_nifti import LOOKED_AT, not_a_nifti
 from pfms.volumes.sniff import nifti_version
 
 PIECE = 1 << 20
@@ -30,12 +31,6 @@ TAIL = 1 << 20
 # On a noisy CT level 1 is as fast as level 0 and a fifth smaller; 2 and 3 gain nothing more.
 _LEVEL = 1
 _GZIP_WITH_HEADER = 16 + 15  # zlib's `wbits`; this header holds neither name nor time
-_DAMAGED: tuple[type[Exception], ...] = (
-    EOFError,
-    OverflowError,  # a gzip header of more than half a mebibyte
-    gzip.BadGzipFile,
-    isal_zlib.error,  # type: ignore[assignment]  # a class, whatever its stub says
-)
 
 _SCALARS = {
     2: "uint8",
@@ -95,9 +90,7 @@ class NiftiReader:
             file = opened.enter_context(path.open("rb"))
             self.gzipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            self._stream: Any = file
-            if self.gzipped:
-                self._stream = opened.enter_context(igzip.open(file))  # type: ignore[no-untyped-call]
+            self._stream = GzipStream(file) if self.gzipped else file
             self._read_header()
             self._opened = opened.pop_all()
 
@@ -111,6 +104,17 @@ class NiftiReader:
     def scaled(self) -> bool:
         """Whether a voxel differs from its stored value."""
         return (self.slope, self.intercept) != (1.0, 0.0)
+
+    def extension(self) -> bytes:
+        """Give what lies between the flag for header extensions and the voxels, at most `PIECE`.
+
+        To be called before any voxel is read; empty where the flag says that there is nothing.
+        """
+        if not self.extended:
+            return b""
+        data = self._read(min(self._ahead, PIECE))
+        self._ahead -= len(data)
+        return data
 
     def values(self, count: int, row: int = 1) -> Iterator[NDArray[Any]]:
         """Read on through the stored values, unscaled, in file order (x runs fastest).
@@ -140,19 +144,41 @@ class NiftiReader:
     def tail(self) -> int:
         """Count the bytes that follow, up to `TAIL` + 1; at the end gzip's checksum is compared.
 
+        Whatever follows the gzip member that holds the last voxel counts as it is in the file if
+        it is not a whole member; it says nothing against the voxels.
+
         Raises:
-            TruncatedNifti: The gzip stream is damaged.
+            TruncatedNifti: The gzip member that holds the last voxel is damaged.
         """
-        seen = 0
-        while seen <= TAIL and (piece := self._read(TAIL + 1 - seen)):
-            seen += len(piece)
-        return seen
+        seen, members = 0, self._members
+        try:
+            while seen <= TAIL and (piece := self._stream.read1(TAIL + 1 - seen)):
+                seen += len(piece)
+        except DamagedGzip as error:
+            if self._members == members:
+                raise TruncatedNifti(str(error)) from error
+        if isinstance(self._stream, GzipStream):
+            seen += self._stream.stray
+        return min(seen, TAIL + 1)
+
+    @property
+    def _members(self) -> int:
+        return self._stream.members if isinstance(self._stream, GzipStream) else 0
 
     def _read(self, size: int) -> bytes:
         try:
-            data: bytes = self._stream.read(size)
-        except _DAMAGED as error:
-            raise TruncatedNifti("The gzip stream is damaged or ends too early.") from error
+            return self._stream.read(size)
+        except DamagedGzip as error:
+            raise TruncatedNifti(str(error)) from error
+
+    def _at_hand(self, size: int) -> bytes:
+        """Read on, up to where the file ends or is damaged."""
+        data = b""
+        try:
+            while len(data) < size and (piece := self._stream.read1(size - len(data))):
+                data += piece
+        except DamagedGzip:
+            pass
         return data
 
     def _too_short(self) -> TruncatedNifti:
@@ -165,7 +191,10 @@ class NiftiReader:
         head = self._read(Nifti1Header.sizeof_hdr)
         if head[4:7] == b"n+2":
             head += self._read(Nifti2Header.sizeof_hdr - len(head))
-        self.version = nifti_version(head)
+        version = nifti_version(head)
+        if version is None:
+            raise not_a_nifti(head + self._at_hand(LOOKED_AT))
+        self.version = version
         kind: type[Nifti1Header] = Nifti2Header if self.version == 2 else Nifti1Header
         self.stored = kind(head[: kind.sizeof_hdr], check=False)
         self.header = self.stored.copy()

@@ -1,0 +1,154 @@
+"""Which of a header's statements about the place holds, and a header that says nothing else.
+
+A NIfTI header gives the spacing in pixdim, and the place in an sform and a qform. Writers fill in
+some of the three, or let them differ, and readers choose differently. The plugin gets a copy whose
+header leaves its reader (`geometry.loaded_affine`) no choice but the place that the client is told.
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+
+from pfms.errors import UnsupportedNifti
+from pfms.volumes.geometry import (
+    Affine,
+    Floats,
+    header_affine,
+    loaded_affine,
+    orientation_of,
+    same,
+    spacing_of,
+)
+from pfms.volumes.reader import NiftiReader
+
+_COMMENT = 6  # the ecode of a header extension of plain text
+_NOTE = "pfms: pixdim of the upload: "
+
+_NO_PLACE = (
+    "The header says nothing of the volume's orientation (neither sform nor qform has a code): "
+    "it was taken as {}, as nibabel does."
+)
+_TWO_PLACES = (
+    "The header places the volume in two ways, by an sform and by a qform of another voxel "
+    "spacing: the plugin goes by the qform."
+)
+_BAD_SFORM = (
+    "The sform in the header cannot be used (it is zero, singular, not finite or nowhere near the "
+    "size of a patient): volume and labels are placed by the qform."
+)
+_OTHER_PIXDIM = (
+    "The voxel spacing in the header (pixdim) is not that of its sform: the volume is placed by "
+    "the sform."
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a volume lies.
+
+    Attributes:
+        affine: What the client is told.
+        loaded: What the plugin works with; it differs only where a warning says so.
+        mended: The header that the copy needs; None if the stored one will do.
+        note: Bytes that belong between header and voxels of that copy: the flag for header
+            extensions and, if there is one, the extension.
+        warnings: What is doubtful about it, a sentence each.
+    """
+
+    affine: Affine
+    loaded: Affine
+    mended: Nifti1Header | None = None
+    note: bytes = bytes(4)
+    warnings: tuple[str, ...] = ()
+
+
+def find_place(source: NiftiReader) -> Place:
+    """Find where a volume lies.
+
+    The sform holds if it has a code and can be used, else the qform likewise. Where both have a
+    code and only the qform has the spacing of pixdim, the plugin goes by the qform, as it does when
+    it is run by hand. It is not left to believe a qform without a code.
+
+    Raises:
+        UnsupportedNifti: Nothing in the header can be used.
+    """
+    stored, header = source.stored, source.header
+    pixdim = stored["pixdim"][1:4]
+    spaced = bool((np.isfinite(pixdim) & (pixdim != 0)).all())
+    if header["sform_code"] == 0:
+        if not spaced:
+            raise UnsupportedNifti("Its voxel spacing (pixdim) is zero or not finite.")
+        return _without_sform(header)
+    try:
+        affine = header_affine(header)
+    except UnsupportedNifti:
+        if header["qform_code"] == 0 or not spaced:
+            raise
+        return _by_qform(stored, header)
+    believed = _believed(header) if spaced else None
+    if believed is not None and same(affine, believed):
+        return Place(affine, believed)
+    three_axes = len(source.shape) == 3  # of more, the plugin believes the sform in any case
+    if believed is not None and header["qform_code"] != 0 and three_axes:
+        return Place(affine, believed, warnings=(_TWO_PLACES,))
+    return _by_sform(stored, affine, spaced)
+
+
+def pixdim_of_upload(copy: NiftiReader) -> Floats | None:
+    """Give the spacing (pixdim 1 to 3) of the upload, if the copy made of it says another.
+
+    Args:
+        copy: Opened, with no voxel read yet.
+    """
+    extension = copy.extension()
+    if len(extension) < 8:
+        return None
+    size, code = struct.unpack(f"{copy.header.endianness}ii", extension[:8])
+    found = re.fullmatch(rf"{_NOTE}([^ ]+) ([^ ]+) ([^ \0]+)\0*".encode(), extension[8:size])
+    if code != _COMMENT or not found:
+        return None
+    return np.array([float(number) for number in found.groups()])
+
+
+def _without_sform(header: Nifti1Header) -> Place:
+    affine = header_affine(header)
+    if header["qform_code"] != 0:
+        return Place(affine, affine)
+    return Place(affine, affine, warnings=(_NO_PLACE.format(orientation_of(affine)),))
+
+
+def _by_qform(stored: Nifti1Header, header: Nifti1Header) -> Place:
+    """Put the qform in place of an sform that cannot be used."""
+    bare = header.copy()
+    bare["sform_code"] = 0
+    mended = stored.copy()
+    mended.set_sform(header_affine(bare), int(stored["sform_code"]))
+    affine = header_affine(mended)
+    return Place(affine, affine, mended, warnings=(_BAD_SFORM,))
+
+
+def _by_sform(stored: Nifti1Header, affine: Affine, spaced: bool) -> Place:
+    """Give pixdim the spacing of the sform, without which the plugin does not believe the sform."""
+    mended = stored.copy()
+    mended["pixdim"][1:4] = spacing_of(affine)
+    note = _note(stored) if spaced else bytes(4)
+    return Place(affine, affine, mended, note, (_OTHER_PIXDIM,))
+
+
+def _note(stored: Nifti1Header) -> bytes:
+    """Write the upload's pixdim as a header extension, from which the labels get it back."""
+    text = _NOTE + " ".join(repr(float(length)) for length in stored["pixdim"][1:4])
+    size = -(-(8 + len(text)) // 16) * 16
+    extension = struct.pack(f"{stored.endianness}ii", size, _COMMENT) + text.encode()
+    return b"\1\0\0\0" + extension.ljust(size, b"\0")
+
+
+def _believed(header: Nifti1Header) -> Affine | None:
+    """Give the affine that the plugin would work with; None if it would stop at the header."""
+    try:
+        return loaded_affine(header)
+    except UnsupportedNifti:
+        return None
