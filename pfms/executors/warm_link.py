@@ -36,7 +36,7 @@ class ParentFailed(Exception):
 
 
 class ForkedChild:
-    """A run's process, as `process.Child`."""
+    """A run's process, as `kill.Child`."""
 
     def __init__(self, tell: Callable[[Progress], None] | None) -> None:
         loop = asyncio.get_running_loop()

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfms.aio import to_the_end
 from pfms.errors import DiskFull, NotAModel, PfmsError
-from pfms.processes.kill import to_the_end
 from pfms.programs import WEIGHTS_CHILD
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pfms.aio import to_the_end
 from pfms.clock import iso, utc_now
 from pfms.errors import InvalidModelID, ModelNotFound
 from pfms.models.check import CHILD_SECONDS, check_weights
-from pfms.processes.kill import to_the_end
 from pfms.storage.disk import full_disk_is_told
 from pfms.storage.files import discard, link_or_copy, sync_folder
 

@@ -8,32 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pfms.errors import UnsupportedNifti
-from pfms.plugin.adaptations import ADAPTATIONS, Adaptation, adaptations
+from pfms.plugin.adaptations import adaptations
 from pfms.plugin.command_script import render as command_script_text
-from pfms.plugin.verdict import Verdict, cause_of
-
-__all__ = [
-    "ADAPTATIONS",
-    "INPUTDIR",
-    "LOGITS",
-    "MODEL",
-    "ONEHOT",
-    "OUTPUTDIR",
-    "SLICES_FOR_PICTURE",
-    "STAGES",
-    "VOLUME",
-    "Adaptation",
-    "HostFacts",
-    "Stage",
-    "Verdict",
-    "adaptations",
-    "cause_of",
-    "command_script",
-    "environment",
-    "inference_argv",
-    "no_logits",
-    "stage_of",
-]
+from pfms.plugin.verdict import cause_of as cause_of
 
 # Relative to the job's folder. The plugin takes every `imagesTs/**/*nii.gz` and the first file of
 # the model's name below its input folder, so each job has a tree with exactly one of both.

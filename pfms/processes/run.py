@@ -13,24 +13,10 @@ from asyncio.subprocess import DEVNULL, STDOUT
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 
+from pfms.aio import to_the_end
 from pfms.plugin.types import PluginExit
-from pfms.processes.kill import Child, ChildLost, end_marked, end_run, to_the_end
-from pfms.processes.marks import JOB_MARK, WORKSPACE_MARK, Marked, find_marked
-
-__all__ = [
-    "JOB_MARK",
-    "WORKSPACE_MARK",
-    "Child",
-    "ChildLost",
-    "Marked",
-    "child_environment",
-    "end_marked",
-    "find_marked",
-    "open_log",
-    "run_child",
-    "run_in_group",
-    "to_the_end",
-]
+from pfms.processes.kill import Child, ChildLost, end_run
+from pfms.processes.marks import JOB_MARK
 
 # The machine had no room for one more process or file just then: not the run's fault.
 _NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}

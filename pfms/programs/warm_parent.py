@@ -42,7 +42,7 @@ else:
 Message = dict[str, Any]
 
 _PACKET = 1 << 20  # bytes; more than a socket takes
-_MARK = "PFMS_JOB"  # as `process.JOB_MARK`
+_MARK = "PFMS_JOB"  # as `marks.JOB_MARK`
 
 
 class Link:
