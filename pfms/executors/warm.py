@@ -33,8 +33,8 @@ class WarmExecutor:
 
     Args:
         command: How the plugin is called; not `foreign`.
-        environment: Of most runs (`spleenseg.environment`): the parent begins with it, since some of
-            it is read only once. What a run has otherwise is set in its child.
+        environment: Of most runs (`spleenseg.environment`): the parent begins with it, since some
+            of it is read only once. What a run has otherwise is set in its child.
         workspace_mark: As for `FreshExecutor`.
         without: Names of adaptations to leave out.
         pause_seconds: After the first start that failed; doubled with each.
