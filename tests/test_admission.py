@@ -32,6 +32,7 @@ REFUSES = WRITES_THEN + """print('{"ok": false, "code": "not-a-model", "detail":
 DISK_FULL = WRITES_THEN + """print('{"ok": false, "code": "disk-full", "detail": "Full."}')"""
 NO_PLUGIN = """print('{"ok": false, "code": "no-plugin", "detail": "No plugin."}')"""
 CRASHES = WRITES_THEN + "raise SystemExit(3)"
+FAILS = "raise RuntimeError('no such thing in /srv/pfms/x')"
 SAYS_NOTHING = WRITES_THEN
 SAYS_NONSENSE = "print('[1, 2')"
 FLOODS = "import sys\nsys.stderr.write('x' * 5_000_000)\n" + TAKES_ALL
@@ -94,13 +95,14 @@ async def test_an_upload_that_the_child_takes_is_stored_as_the_child_wrote_it(
         (REFUSES, NotAModel, "Key a."),
         (DISK_FULL, DiskFull, "Full."),
         (NO_PLUGIN, PfmsError, "No plugin."),
-        (CRASHES, PfmsError, "exit 3"),
+        (CRASHES, PfmsError, "with exit code 3"),
         (SAYS_NOTHING, PfmsError, "without an answer"),
         (SAYS_NONSENSE, PfmsError, "without an answer"),
         (killed_by(signal.SIGKILL), NotAModel, "more memory"),
         (killed_by(signal.SIGXCPU), NotAModel, "far longer"),
         (killed_by(signal.SIGSEGV), NotAModel, "damaged"),
-        (killed_by(signal.SIGTERM), PfmsError, "without an answer"),
+        (killed_by(signal.SIGTERM), PfmsError, "without an answer, by SIGTERM"),
+        (FAILS, PfmsError, "without an answer, with exit code 1: RuntimeError: no such thing in x"),
     ],
 )
 async def test_where_the_child_takes_nothing_nothing_is_stored_or_left(

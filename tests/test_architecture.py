@@ -54,6 +54,7 @@ PURE = (
     "plugin.adaptations",
     "plugin.verdict",
     "plugin.command_script",
+    "plugin.python_settings",
     "jobs.queue",
     "jobs.estimates",
     "errors",
