@@ -187,6 +187,30 @@ async def test_a_child_that_hangs_is_ended_with_all_it_started_at_the_time_limit
     assert not [name for name in files_in(uploads) if name.endswith(".part")]
 
 
+LEAVES_ONE = (
+    "import subprocess, sys\n"
+    + TAKES_ALL
+    + """
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", sys.argv[2]],
+                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=%s)
+"""
+)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("own_session", [False, True])
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "os.kill(os.getpid(), 11)"])
+async def test_what_a_child_leaves_behind_is_ended_however_it_ended_itself(
+    own_session: bool, end: str, store_with: Callable[..., ModelStore], uploads: Path
+) -> None:
+    store = store_with(LEAVES_ONE % own_session + f"import os\n{end}")
+
+    with contextlib.suppress(PfmsError):
+        await store.admit("m", upload_of(uploads), "f" * 64)
+
+    assert processes_of(uploads) == []
+
+
 @pytest.mark.anyio
 async def test_when_the_client_goes_the_child_goes_and_the_next_upload_is_served(
     store_with: Callable[..., ModelStore], uploads: Path

@@ -7,7 +7,7 @@ import pytest
 
 from pfms.errors import by_code
 from pfms.plugin.types import PluginExit
-from pfms.plugin.verdict import Verdict, cause_of, final_exception, one_line
+from pfms.plugin.verdict import Verdict, cause_of, final_exception, how_it_ended, one_line
 
 LOGS = Path(__file__).parent / "logs"  # of the real plugin, cut, its folders renamed
 
@@ -198,3 +198,28 @@ def test_paths_in_a_given_root_become_relative_to_it() -> None:
 
 def test_a_long_detail_is_cut() -> None:
     assert len(one_line("x" * 1000)) == 300
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "words"),
+    [
+        (3, "", "with exit code 3"),
+        (1, "first\nKilled\n\n", "with exit code 1: Killed"),
+        (-9, "", "by SIGKILL"),
+        (-11, "it was /opt/lib/x.so\n", "by SIGSEGV: it was x.so"),
+        (-200, "", "by signal 200"),
+        (None, "", "with exit code None"),
+        (1, "Traceback (most recent call last):\n  x\nImportError: a\nnote\n", "1: ImportError: a"),
+        (
+            -6,
+            "Fatal Python error: Aborted\n\nCurrent thread 0x1:\n  File x\nExtension modules: x",
+            "by SIGABRT: Fatal Python error: Aborted",
+        ),
+    ],
+)
+def test_how_a_program_ended_is_told_with_its_last_words(
+    code: int | None, said: str, words: str
+) -> None:
+    told = how_it_ended(code, said)
+    assert words in told
+    assert len(how_it_ended(code, said + "x" * 9999)) < 400
