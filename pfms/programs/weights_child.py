@@ -44,10 +44,10 @@ MEMORY_BYTES = 8 << 30
 CPU_SECONDS = 100
 
 
-class Nothing:
-    """Stands for an object beside the weights: made from anything, it keeps and does nothing."""
+class StandIn:
+    """For an object beside the weights: made from anything, it keeps and does nothing."""
 
-    def __new__(cls, *_: Any) -> Nothing:
+    def __new__(cls, *_: Any) -> Any:
         """Whatever the pickle would make it of."""
         return object.__new__(cls)
 
@@ -58,41 +58,43 @@ class Nothing:
         """Whatever the pickle would fill it with."""
 
 
-def plain_dictionary(*_: Any) -> dict[Any, Any]:
-    """Stands for a class whose objects torch fills only if they are dictionaries."""
-    return {}
+class PlainDictionary(StandIn):
+    """For a dictionary of another class, which torch would not fill."""
+
+    def __new__(cls, *_: Any) -> Any:
+        """Without what makes it another class."""
+        return {}
 
 
 # What trainers put into checkpoints beside the weights: numbers, histories, hyperparameters. Of
 # these names nothing is imported or called, for even numpy's own functions are not made for what
 # a stranger sends: the pickle gets a stand-in for each. Any other name is refused.
-STAND_INS: list[Any] = [
-    (plain_dictionary, "collections.defaultdict"),
-    *(
-        (Nothing, name)
-        for name in (
-            *("numpy.dtype", "numpy.ndarray"),
-            *("numpy.core.multiarray.scalar", "numpy.core.multiarray._reconstruct"),
-            *("numpy._core.multiarray.scalar", "numpy._core.multiarray._reconstruct"),
-            *("argparse.Namespace", "types.SimpleNamespace", "datetime.datetime"),
-            *(
-                f"{module}.{kind}"
-                for module in ("pathlib", "pathlib._local")
-                for kind in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
-            ),
-            "torch.torch_version.TorchVersion",
-            # the settings of Hydra, which many projects save with Lightning's hyperparameters
-            *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig"),
-            *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"),
-            *(
-                f"omegaconf.nodes.{kind}Node"
-                for kind in ("Any", "String", "Integer", "Float", "Boolean", "Path", "Bytes")
-            ),
-            "typing.Any",
-            *(f"builtins.{kind}" for kind in ("dict", "list", "int", "float", "str", "bool")),
-        )
-    ),
-]
+BESIDE_WEIGHTS = {
+    "argparse": "Namespace",
+    "builtins": "dict list int float str bool",
+    "datetime": "datetime",
+    "numpy": "dtype ndarray",
+    "numpy.core.multiarray": "scalar _reconstruct",
+    "numpy._core.multiarray": "scalar _reconstruct",
+    # the settings of Hydra, which many projects save with Lightning's hyperparameters
+    "omegaconf.base": "ContainerMetadata Metadata",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.nodes": "AnyNode StringNode IntegerNode FloatNode BooleanNode PathNode BytesNode",
+    "pathlib": "PosixPath PurePosixPath WindowsPath PureWindowsPath",
+    "pathlib._local": "PosixPath PurePosixPath WindowsPath PureWindowsPath",
+    "torch.torch_version": "TorchVersion",
+    "types": "SimpleNamespace",
+    "typing": "Any",
+}
+
+
+def stand_ins() -> list[Any]:
+    """A class for each name, which torch knows it by."""
+    made: list[Any] = [type("defaultdict", (PlainDictionary,), {"__module__": "collections"})]
+    for module, names in BESIDE_WEIGHTS.items():
+        made += [type(name, (StandIn,), {"__module__": module}) for name in names.split()]
+    return made
 
 
 class Refused(Exception):
@@ -176,7 +178,7 @@ def load(file: IO[bytes]) -> tuple[Any, set[str]]:
 
     file.seek(0)
     try:
-        with torch.serialization.safe_globals(STAND_INS):
+        with torch.serialization.safe_globals(stand_ins()):
             return torch.load(file, map_location=on_cpu, weights_only=True), locations
     except MemoryError:
         raise
@@ -192,7 +194,7 @@ def why_not_loaded(error: Exception) -> str:
     found = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
     name = found[1] if found else ""
     if name.startswith(("torch.nn.", "monai.networks.", "spleenseg.")):
-        return f"The file is a whole pickled network ({name}), not its weights: {ADVICE}."
+        return f"The file holds a whole pickled network ({name}), not weights alone: {ADVICE}."
     if name:
         return f"The file holds more than weights ({name}; nothing of it was run): {ADVICE}."
     if type(error).__name__ == "UnpicklingError":
