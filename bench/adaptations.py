@@ -7,7 +7,7 @@ from statistics import median
 from bench.figures import Figure, Skipped, Task
 from bench.load import executors, serving
 from bench.volumes import clinical, content, phantom_3mm, real_ct, there_is_a_real_ct
-from pfms.plugin import spleenseg
+from pfms.plugin.adaptations import ADAPTATIONS
 from tests.conftest import Server
 
 
@@ -15,7 +15,7 @@ def measure(task: Task) -> list[Figure]:
     """Seconds of a run from its start to its end, as the job's record has them."""
     if "warm" not in executors():
         raise Skipped("there is no warm executor yet")
-    names = [step.name for step in spleenseg.ADAPTATIONS]
+    names = [step.name for step in ADAPTATIONS]
     ways = {"all of them": "", **{f"without {name}": name for name in names}}
     ways["none of them"] = ",".join(names)
     figures = []

@@ -3,16 +3,24 @@ nobody should. Needs torch and the plugin. `python make_weights.py FOLDER NAMEâ€
 that are named, as FOLDER/NAME.pth.
 """
 
+import argparse
+import collections
+import datetime
+import importlib
 import io
 import os
 import sys
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.networks.nets import UNet
 from spleenseg.models.data import ModelParams
+
+KEY = "model.0.conv.unit0.adn.N.weight"
 
 
 class RunsCode:
@@ -49,16 +57,95 @@ def bytes_of(content: Any, **options: Any) -> bytes:
     return memory.getvalue()
 
 
+def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def of_a_class(name: str, **attributes: Any) -> Any:
+    """An object as a package that is not here would pickle it."""
+    module, _, kind = name.rpartition(".")
+    for package in (module.partition(".")[0], module):
+        sys.modules.setdefault(package, types.ModuleType(package))
+    made = type(kind, (), {"__module__": module})
+    setattr(sys.modules[module], kind, made)
+    thing = made()
+    vars(thing).update(attributes)
+    return thing
+
+
+class ScalarOfNumpy2:
+    """Pickles as a scalar does under numpy 2."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        def scalar(*_: Any) -> None:
+            """By its name alone."""
+
+        scalar.__module__, scalar.__qualname__ = "numpy._core.multiarray", "scalar"
+        vars(importlib.import_module(scalar.__module__))["scalar"] = scalar
+        return scalar, (np.dtype("f8"), b"\0" * 8)
+
+
+def trained(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Checkpoints as trainers write them, with all that lies beside the weights."""
+    other = {key: value + 1 for key, value in state.items()}
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+    optimizer.step()
+    module = torch.nn.Conv3d(1, 1, 1)
+    averaged = torch.optim.swa_utils.AveragedModel(module).state_dict()
+    return {
+        "lightning": {
+            "epoch": 599,
+            "global_step": 4800,
+            "pytorch-lightning_version": "2.5.0",
+            "state_dict": {**prefixed("_model.", state), "loss_function.class_weight": state[KEY]},
+            "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 600}}}},
+            "callbacks": {"ModelCheckpoint{'monitor': 'val_dice'}": {"best": torch.tensor(0.9)}},
+            "optimizer_states": [optimizer.state_dict()],
+            "lr_schedulers": [],
+            "hparams_name": "kwargs",
+            "hyper_parameters": {
+                "args": argparse.Namespace(lr=1e-4, data=Path("data")),
+                "config": of_a_class("omegaconf.dictconfig.DictConfig", _content={"lr": 1}),
+                "started": datetime.datetime(2026, 1, 2),
+                "runs": collections.defaultdict(list, {"a": [1]}),
+            },
+        },
+        "nnunet": {
+            "network_weights": state,
+            "optimizer_state": optimizer.state_dict(),
+            "logging": {"mean_fg_dice": [np.float64(0.5)], "losses": np.ones(3), 7: "a number"},
+            "_best_ema": np.float32(0.9),
+            "numpy 2": ScalarOfNumpy2(),
+            "torch": torch.torch_version.TorchVersion("2.13.0"),
+        },
+        "averaged": {**prefixed("module.", state), "n_averaged": averaged["n_averaged"]},
+        "beside-its-average": {"ema": other, "model_ema": {"module": other}, "state_dict": state},
+        "average-in-one": prefixed("net_ema.", other) | prefixed("the_network.", state),
+        "only-an-average": {"checkpoint": {"model_ema": prefixed("module.", state)}},
+        "deepspeed": {"module": state, "optimizer": None, "global_steps": 1},
+        "gan": {"generator": state, "discriminator": module.state_dict()},
+        "pair": (state, optimizer.state_dict()),
+        "sharded": {
+            "_fsdp_wrapped_module." + key.replace("1.sub", "1._fsdp_wrapped_module.sub"): value
+            for key, value in state.items()
+        },
+        "handler": {"model": state, "optimizer": optimizer.state_dict()},
+    }
+
+
 def accepted(state: dict[str, torch.Tensor]) -> dict[str, Any]:
     backwards = dict(reversed(state.items()))
-    return {
+    extras: dict[Any, Any] = {5: 5, f"{'x' * 5000}\n": torch.ones(1), "n_averaged": 3}
+    return trained(state) | {
         "plain": state,
         "model": {"model": state, "epoch": 3},
         "state_dict": {"state_dict": state, "optimizer": {"lr": 1e-4}},
         "nested": {"state_dict": {"net": state}},
-        "module": {f"module.{key}": value for key, value in state.items()},
-        "lightning": {"state_dict": {f"net.{key}": value for key, value in state.items()}},
-        "compiled": {f"module._orig_mod.{key}": value for key, value in state.items()},
+        "module": prefixed("module.", state),
+        "net": {"state_dict": prefixed("net.", state)},
+        "compiled": prefixed("module._orig_mod.", state),
+        "more-keys": state | extras,
         "half": {key: value.half() for key, value in state.items()},
         "bfloat16": {key: value.bfloat16() for key, value in state.items()},
         "float64": {key: value.double() for key, value in state.items()},
@@ -85,7 +172,10 @@ def refused(state: dict[str, torch.Tensor], folder: Path) -> dict[str, Any]:
         "another-unet": other.state_dict(),
         "missing-key": {key: value for key, value in state.items() if key != second},
         "extra-key": {**state, "model.9.weight": torch.ones(1)},
-        "path-key": {**state, f"{folder}/{'x' * 5000}\n": torch.ones(1)},
+        "in-a-checkpoint": {"state_dict": prefixed("net.", other.state_dict()), "epoch": 3},
+        "partly": {"state_dict": prefixed("net.", {k: v for k, v in state.items() if k != second})},
+        "strange-class": {"state_dict": state, "hyper_parameters": of_a_class("mine.Loss")},
+        "unnamed": {"a" * 5000: {f"{folder}/{'x' * 5000}\n": torch.ones(1)}},
         "nan": state | {second: nan},
         "too-great": state | {second: torch.full(nan.shape, 1e300, dtype=torch.float64)},
         "integers": state | {second: torch.ones(nan.shape, dtype=torch.int8)},

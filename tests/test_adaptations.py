@@ -19,18 +19,19 @@ from pfms.executors.base import Executor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
 from pfms.plugin import spleenseg
+from pfms.plugin.adaptations import ADAPTATIONS, adaptations
 from pfms.plugin.command import PluginCommand, resolve_command
 from pfms.plugin.types import PluginRun, Progress
 from pfms.programs import warm_plugin
 from pfms.settings import load_settings
 from tests.conftest import ROOT
 
-NAMES = [step.name for step in spleenseg.ADAPTATIONS]
+NAMES = [step.name for step in ADAPTATIONS]
 real = [pytest.mark.anyio, pytest.mark.real, pytest.mark.timeout(300)]
 
 
 def test_each_adaptation_is_either_environment_or_a_step_of_the_warm_parent() -> None:
-    steps = {step.name for step in spleenseg.ADAPTATIONS if not step.environment}
+    steps = {step.name for step in ADAPTATIONS if not step.environment}
     assert steps == set(warm_plugin.ADAPTATIONS)
     assert len(set(NAMES)) == len(NAMES)
 
@@ -45,9 +46,9 @@ def test_each_adaptation_is_documented() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_adaptation_can_be_left_out(name: str) -> None:
-    left = {step.name for step in spleenseg.adaptations([name])}
+    left = {step.name for step in adaptations([name])}
     assert left == set(NAMES) - {name}
-    step = next(step for step in spleenseg.ADAPTATIONS if step.name == name)
+    step = next(step for step in ADAPTATIONS if step.name == name)
     assert step.environment.items() <= spleenseg.environment().items()
     assert not step.environment.keys() & spleenseg.environment(without=[name]).keys()
 

@@ -32,6 +32,7 @@ REFUSES = WRITES_THEN + """print('{"ok": false, "code": "not-a-model", "detail":
 DISK_FULL = WRITES_THEN + """print('{"ok": false, "code": "disk-full", "detail": "Full."}')"""
 NO_PLUGIN = """print('{"ok": false, "code": "no-plugin", "detail": "No plugin."}')"""
 CRASHES = WRITES_THEN + "raise SystemExit(3)"
+FAILS = "raise RuntimeError('no such thing in /srv/pfms/x')"
 SAYS_NOTHING = WRITES_THEN
 SAYS_NONSENSE = "print('[1, 2')"
 FLOODS = "import sys\nsys.stderr.write('x' * 5_000_000)\n" + TAKES_ALL
@@ -94,13 +95,14 @@ async def test_an_upload_that_the_child_takes_is_stored_as_the_child_wrote_it(
         (REFUSES, NotAModel, "Key a."),
         (DISK_FULL, DiskFull, "Full."),
         (NO_PLUGIN, PfmsError, "No plugin."),
-        (CRASHES, PfmsError, "exit 3"),
+        (CRASHES, PfmsError, "with exit code 3"),
         (SAYS_NOTHING, PfmsError, "without an answer"),
         (SAYS_NONSENSE, PfmsError, "without an answer"),
         (killed_by(signal.SIGKILL), NotAModel, "more memory"),
         (killed_by(signal.SIGXCPU), NotAModel, "far longer"),
         (killed_by(signal.SIGSEGV), NotAModel, "damaged"),
-        (killed_by(signal.SIGTERM), PfmsError, "without an answer"),
+        (killed_by(signal.SIGTERM), PfmsError, "without an answer, by SIGTERM"),
+        (FAILS, PfmsError, "without an answer, with exit code 1: RuntimeError: no such thing in x"),
     ],
 )
 async def test_where_the_child_takes_nothing_nothing_is_stored_or_left(
@@ -183,6 +185,30 @@ async def test_a_child_that_hangs_is_ended_with_all_it_started_at_the_time_limit
     await until(lambda: not processes_of(uploads))
     assert store.names() == []
     assert not [name for name in files_in(uploads) if name.endswith(".part")]
+
+
+LEAVES_ONE = (
+    "import subprocess, sys\n"
+    + TAKES_ALL
+    + """
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", sys.argv[2]],
+                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=%s)
+"""
+)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("own_session", [False, True])
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "os.kill(os.getpid(), 11)"])
+async def test_what_a_child_leaves_behind_is_ended_however_it_ended_itself(
+    own_session: bool, end: str, store_with: Callable[..., ModelStore], uploads: Path
+) -> None:
+    store = store_with(LEAVES_ONE % own_session + f"import os\n{end}")
+
+    with contextlib.suppress(PfmsError):
+        await store.admit("m", upload_of(uploads), "f" * 64)
+
+    assert processes_of(uploads) == []
 
 
 @pytest.mark.anyio

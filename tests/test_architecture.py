@@ -41,6 +41,7 @@ STOREYS = (
     "plugin",
     "client",
     "clock",
+    "aio",
     "errors",
     "programs",
 )
@@ -50,6 +51,7 @@ PURE = (
     "plugin.adaptations",
     "plugin.verdict",
     "plugin.command_script",
+    "plugin.python_settings",
     "jobs.queue",
     "jobs.estimates",
     "errors",
@@ -132,6 +134,34 @@ def test_imports_run_downward_only() -> None:
     ]
 
     assert upward == []
+
+
+def defined_in(path: Path) -> set[str]:
+    """The names that a module defines itself, at its top."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def test_a_name_is_imported_from_the_module_that_defines_it() -> None:
+    elsewhere = []
+    for path in (*MODULES.values(), *Path(__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.module not in MODULES:
+                continue
+            if node.module in ("pfms", "pfms.client"):  # what other programs import
+                continue
+            names = {
+                each.name for each in node.names if f"{node.module}.{each.name}" not in MODULES
+            }
+            for name in names - defined_in(MODULES[node.module]):
+                elsewhere.append(f"{path.name} imports {name} from {node.module}")
+
+    assert elsewhere == []
 
 
 def test_what_lies_below_the_service_knows_nothing_of_http() -> None:

@@ -179,7 +179,7 @@ def test_a_python_without_the_plugin_fails(tmp_path: Path) -> None:
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')
     bare.chmod(0o755)
     command = PluginCommand((str(bare),), str(bare), "foreign")
-    assert check_weights_child(command, {}).status == "fail"
+    assert check_weights_child(command).status == "fail"
     assert "torch" in ask_torch(command, {}).error
 
 

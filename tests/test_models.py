@@ -75,7 +75,7 @@ def test_a_placed_model_is_listed_and_its_record_comes_back_the_same(store: Mode
 
     assert store.names() == ["a.1", "b"]
     assert (store.get("a.1"), store.get("b")) == (first, second)
-    assert ModelRecord.from_dict(json.loads(json.dumps(first.to_dict()))) == first
+    assert ModelRecord.from_json(json.loads(json.dumps(first.to_json()))) == first
     assert first.to_dict()["modelID"] == "a.1"
     assert files_of(store) == [
         *("a.1", "a.1/model.json", "a.1/model.pth"),
@@ -126,6 +126,7 @@ def test_on_another_file_system_a_job_gets_a_copy(
 
     assert store.link_into("m", elsewhere / "job.pth") == record
     assert (elsewhere / "job.pth").read_bytes() == b"weights"
+    assert mode_of(elsewhere / "job.pth") == 0o440
     assert [path.name for path in elsewhere.iterdir()] == ["job.pth"]
 
 
@@ -136,19 +137,97 @@ def test_weights_from_another_file_system_are_moved_too(tmp_path: Path, elsewher
     store.place("m", elsewhere / "w", sha256="1", upload_sha256="2", size=7, source="demo")
 
     assert (store.root / "m" / "model.pth").read_bytes() == b"weights"
+    assert mode_of(store.root / "m" / "model.pth") == 0o440
     assert list(elsewhere.iterdir()) == []
     assert files_of(store) == ["m", "m/model.json", "m/model.pth"]
 
 
-def test_files_of_the_store_can_be_written_by_the_group(store: ModelStore) -> None:
+def mode_of(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_group_may_replace_a_model_but_nobody_may_write_into_its_file(
+    store: ModelStore, tmp_path: Path
+) -> None:
     before = os.umask(0o002)
     try:
         placed(store, "m")
     finally:
         os.umask(before)
 
-    for path in (store.root / "m", store.root / "m" / "model.pth", store.root / "m" / "model.json"):
+    store.link_into("m", tmp_path / "job.pth")
+
+    for path in (store.root / "m", store.root / "m" / "model.json"):
         assert path.stat().st_mode & stat.S_IWGRP
+    for path in (store.root / "m" / "model.pth", tmp_path / "job.pth"):
+        assert mode_of(path) == 0o440
+
+
+def test_a_start_makes_the_files_of_an_older_store_read_only_with_the_links_of_its_jobs(
+    store: ModelStore, tmp_path: Path
+) -> None:
+    record = placed(store, "m")
+    file = store.root / "m" / "model.pth"
+    file.chmod(0o660)
+    (tmp_path / "job.pth").hardlink_to(file)
+
+    store.recover()
+
+    assert store.get("m") == record
+    assert (mode_of(file), mode_of(tmp_path / "job.pth")) == (0o440, 0o440)
+    placed(store, "m", b"new")
+    store.remove("m")
+    assert (tmp_path / "job.pth").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("by_hand", ["writable", "a link"])
+def test_of_a_file_that_can_change_a_job_gets_a_copy_that_cannot(
+    store: ModelStore, tmp_path: Path, by_hand: str
+) -> None:
+    placed(store, "m")
+    file = store.root / "m" / "model.pth"
+    if by_hand == "a link":
+        file.rename(tmp_path / "elsewhere.pth")
+        (tmp_path / "elsewhere.pth").chmod(0o660)
+        file.symlink_to(tmp_path / "elsewhere.pth")
+        store.recover()
+        assert mode_of(tmp_path / "elsewhere.pth") == 0o660
+    else:
+        file.chmod(0o660)  # as the file of another owner stays
+
+    store.link_into("m", tmp_path / "job.pth")
+    file.write_bytes(b"changed")
+
+    assert (tmp_path / "job.pth").read_bytes() == b"weights"
+    assert mode_of(tmp_path / "job.pth") == 0o440
+
+
+def test_what_another_version_wrote_into_a_record_survives_and_hides_no_model(
+    store: ModelStore,
+) -> None:
+    for name in ("more", "less", "strange"):
+        placed(store, name)
+    newer = {"signed_by": {"name": "x"}, "schema": 9}
+    record = store.root / "more" / "model.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | newer))
+    few = {"sha256": sha256(b"weights"), "size": 7, "schema": 9, "warnings": {"a": 1}}
+    (store.root / "less" / "model.json").write_text(json.dumps(few))
+    (store.root / "strange" / "model.json").write_text(json.dumps(newer))
+
+    assert store.names() == ["less", "more"]
+    (store.root / "more").rename(store.root / "renamed")
+    later = record.parent.with_name("renamed") / "model.pth"
+    os.utime(later, ns=(later.stat().st_mtime_ns + 10**10,) * 2)  # it has to be looked at again
+    store.recover()
+
+    assert store.names() == ["less", "renamed", "strange"]
+    assert store.get("less").sha256 == sha256(b"weights")
+    assert store.get("strange").source == "found"
+    for name in ("renamed", "strange"):
+        kept = json.loads((store.root / name / "model.json").read_text())
+        assert newer.items() <= kept.items()
+        assert kept["modelID"] == name
+        assert not newer.keys() & store.get(name).to_dict().keys()
 
 
 def test_a_removed_model_is_gone_whole(store: ModelStore) -> None:

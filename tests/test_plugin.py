@@ -6,6 +6,7 @@ import pytest
 
 from pfms.errors import UnsupportedNifti
 from pfms.plugin import spleenseg
+from pfms.plugin.adaptations import ADAPTATIONS, Adaptation
 
 COMPLETE_LOG = Path(__file__).parent / "logs" / "complete.txt"  # of the real plugin
 
@@ -42,8 +43,8 @@ def test_a_run_that_shares_the_cores_is_told_how_many_are_its_own() -> None:
     assert chosen["OMP_NUM_THREADS"] == chosen["MKL_NUM_THREADS"] == "3"
 
 
-@pytest.mark.parametrize("step", spleenseg.ADAPTATIONS, ids=lambda step: step.name)
-def test_each_adaptation_says_why_and_can_be_left_out(step: spleenseg.Adaptation) -> None:
+@pytest.mark.parametrize("step", ADAPTATIONS, ids=lambda step: step.name)
+def test_each_adaptation_says_why_and_can_be_left_out(step: Adaptation) -> None:
     assert step.why
     assert step.environment.items() <= spleenseg.environment().items()
     assert not step.environment.keys() & spleenseg.environment(without=[step.name]).keys()

@@ -14,6 +14,7 @@ import anyio
 import psutil
 import pytest
 
+from pfms.aio import to_the_end
 from pfms.plugin.types import PluginExit
 from pfms.processes import kill, marks
 from pfms.processes import run as process
@@ -221,7 +222,7 @@ async def test_work_awaited_to_its_end_ends_before_the_cancel_is_raised() -> Non
         await anyio.sleep(0.05)
         done = True
 
-    task = asyncio.create_task(kill.to_the_end(work()))
+    task = asyncio.create_task(to_the_end(work()))
     await asyncio.sleep(0)
     for _ in range(2):
         task.cancel()
@@ -238,4 +239,4 @@ async def test_the_error_of_work_awaited_to_its_end_is_raised() -> None:
         raise ValueError("as it was")
 
     with pytest.raises(ValueError, match="as it was"):
-        await kill.to_the_end(work())
+        await to_the_end(work())

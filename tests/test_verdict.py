@@ -6,9 +6,8 @@ from typing import Literal
 import pytest
 
 from pfms.errors import by_code
-from pfms.plugin import spleenseg
 from pfms.plugin.types import PluginExit
-from pfms.plugin.verdict import final_exception, one_line
+from pfms.plugin.verdict import Verdict, cause_of, final_exception, how_it_ended, one_line
 
 LOGS = Path(__file__).parent / "logs"  # of the real plugin, cut, its folders renamed
 
@@ -42,19 +41,17 @@ def ended(
 
 
 def test_a_good_end_with_a_segmentation_is_well() -> None:
-    assert spleenseg.cause_of(ended(0), log("complete"), onehot_written=True) == spleenseg.Verdict(
-        None
-    )
+    assert cause_of(ended(0), log("complete"), onehot_written=True) == Verdict(None)
 
 
 def test_a_good_end_without_a_segmentation_is_a_bad_result() -> None:
-    verdict = spleenseg.cause_of(ended(0), log("complete"), onehot_written=False)
+    verdict = cause_of(ended(0), log("complete"), onehot_written=False)
     assert verdict.error == "bad-result"
     assert not verdict.ok
 
 
 def test_a_short_stack_is_well_with_a_warning() -> None:
-    verdict = spleenseg.cause_of(ended(1), log("short_stack"), onehot_written=True)
+    verdict = cause_of(ended(1), log("short_stack"), onehot_written=True)
     assert verdict.ok
     assert "fewer than 21 slices" in verdict.warning
 
@@ -73,7 +70,7 @@ def test_a_short_stack_is_well_with_a_warning() -> None:
 def test_what_only_looks_like_a_short_stack_is_a_failure(
     end: PluginExit, text: str, written: bool
 ) -> None:
-    assert spleenseg.cause_of(end, text, written).error == "plugin-failed"
+    assert cause_of(end, text, written).error == "plugin-failed"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +102,7 @@ def test_what_only_looks_like_a_short_stack_is_a_failure(
 def test_the_cause_is_told_from_a_real_log(
     name: str, end: PluginExit, error: str, detail: str
 ) -> None:
-    verdict = spleenseg.cause_of(end, log(name), onehot_written=False)
+    verdict = cause_of(end, log(name), onehot_written=False)
     assert verdict.error == error
     assert detail in verdict.detail
     assert "\n" not in verdict.detail
@@ -126,7 +123,7 @@ def test_the_cause_is_told_from_a_real_log(
     ],
 )
 def test_causes_that_could_not_be_made_here_are_told_by_their_words(text: str, error: str) -> None:
-    assert spleenseg.cause_of(ended(1), text, onehot_written=False).error == error
+    assert cause_of(ended(1), text, onehot_written=False).error == error
 
 
 @pytest.mark.parametrize(
@@ -141,7 +138,7 @@ def test_causes_that_could_not_be_made_here_are_told_by_their_words(text: str, e
 def test_an_end_that_was_not_the_plugins_own_weighs_more_than_its_log(
     end: PluginExit, error: str, detail: str
 ) -> None:
-    verdict = spleenseg.cause_of(end, CUDA_OUT_OF_MEMORY, onehot_written=True)
+    verdict = cause_of(end, CUDA_OUT_OF_MEMORY, onehot_written=True)
     assert verdict.error == error
     assert verdict.detail.startswith(detail)
 
@@ -159,7 +156,7 @@ Traceback (most recent call last):
 FileNotFoundError: [Errno 2] No such file: '/srv/ws/jobs/2026-01-02-03-04-05-ab/input/model.pth'
 bye
 """
-    verdict = spleenseg.cause_of(ended(1), text, onehot_written=False)
+    verdict = cause_of(ended(1), text, onehot_written=False)
     assert verdict.detail == "FileNotFoundError: [Errno 2] No such file: 'input/model.pth'"
 
 
@@ -201,3 +198,28 @@ def test_paths_in_a_given_root_become_relative_to_it() -> None:
 
 def test_a_long_detail_is_cut() -> None:
     assert len(one_line("x" * 1000)) == 300
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "words"),
+    [
+        (3, "", "with exit code 3"),
+        (1, "first\nKilled\n\n", "with exit code 1: Killed"),
+        (-9, "", "by SIGKILL"),
+        (-11, "it was /opt/lib/x.so\n", "by SIGSEGV: it was x.so"),
+        (-200, "", "by signal 200"),
+        (None, "", "with exit code None"),
+        (1, "Traceback (most recent call last):\n  x\nImportError: a\nnote\n", "1: ImportError: a"),
+        (
+            -6,
+            "Fatal Python error: Aborted\n\nCurrent thread 0x1:\n  File x\nExtension modules: x",
+            "by SIGABRT: Fatal Python error: Aborted",
+        ),
+    ],
+)
+def test_how_a_program_ended_is_told_with_its_last_words(
+    code: int | None, said: str, words: str
+) -> None:
+    told = how_it_ended(code, said)
+    assert words in told
+    assert len(how_it_ended(code, said + "x" * 9999)) < 400

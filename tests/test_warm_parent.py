@@ -234,15 +234,67 @@ async def test_what_changes_during_the_import_is_imported_anew(
     assert house.parents() == now
 
 
-@pytest.mark.parametrize("text", ["import os; os._exit(5)", "import sys; sys.exit('no')"])
-async def test_a_plugin_that_ends_its_parent_is_told_as_broken(
-    house: House, monkeypatch: pytest.MonkeyPatch, text: str
+DIES_OF_A_CRASH = """
+import ctypes, sys
+print("a library that is too old", file=sys.stderr, flush=True)
+ctypes.string_at(0)
+"""
+ENDS = [
+    ("import os; os._exit(5)", "with exit code 5"),
+    ("import sys; sys.exit('it may not be')", "it may not be"),
+    ("import os, sys; sys.stderr.write('x' * 99_999 + '\\n\\nno\\n'); os._exit(5)", "code 5: no"),
+    ("import os; os.kill(os.getpid(), 9)", "by SIGKILL"),
+    (DIES_OF_A_CRASH, "by SIGSEGV: a library that is too old"),
+    ("import faulthandler; faulthandler.enable()" + DIES_OF_A_CRASH, "Fatal Python error: Seg"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), ENDS)
+async def test_a_plugin_that_ends_its_parent_is_told_as_broken_with_its_last_words(
+    house: House,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    text: str,
+    words: str,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(house.folder))
     (house.folder / "ends_at_import.py").write_text(text)
-    executor = await house.warmed(entry_point("ends_at_import:main"))
+    command = entry_point("ends_at_import:main")
+    executor = await house.warmed(command)
     assert (executor.missing() or NOTHING).name == "plugin-broken"
+    end = await executor.run(house.call(command))
+    assert words in end.message
+    assert len(end.message) < 500
     assert house.parents() == []
+    if "x" * 9 in text:
+        assert capfd.readouterr().err.count("x" * 99_999) >= 3, "the server's log has all of it"
+
+
+async def test_what_the_plugin_says_at_its_import_is_in_the_servers_log(
+    house: House, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(house.folder))
+    (house.folder / "says.py").write_text(
+        "import subprocess, sys\nprint('on stdout', flush=True)\n"
+        "print('on stderr', file=sys.stderr)\n"
+        "holds_the_pipe = subprocess.Popen(['sleep', '3600'])\ndef main(): print('ran')"
+    )
+    command = entry_point("says:main")
+    executor = await house.warmed(command)
+    said = ""
+    while "on stderr" not in said:
+        await asyncio.sleep(0)
+        said += capfd.readouterr().err
+    assert said == "on stdout\non stderr\n"
+
+    (parent,) = house.parents()
+    (child,) = psutil.Process(parent).children()
+    os.kill(parent, signal.SIGKILL)
+    child.kill()
+    await until(lambda: house.parents() not in ([parent], []))
+    assert (await house.run(executor, command))[1] == "ran\n"
+    for other in psutil.Process(house.parents()[0]).children():
+        other.kill()
 
 
 async def test_a_changed_plugin_is_imported_anew_and_a_run_ends_with_the_old(

@@ -13,7 +13,7 @@ class FreshExecutor:
 
     Args:
         workspace_mark: Put into the environment of each process, by which a later server of the
-            same workspace finds those that outlived this one (`process.WORKSPACE_MARK`).
+            same workspace finds those that outlived this one (`marks.WORKSPACE_MARK`).
         poll_seconds: Between two looks at the log for the progress.
     """
 

@@ -13,7 +13,7 @@ from pfms.executors.base import Missing
 from pfms.executors.devices import available
 from pfms.executors.stages import stages_told
 from pfms.executors.warm_link import ParentFailed, WarmParent
-from pfms.plugin import spleenseg
+from pfms.plugin.adaptations import adaptations
 from pfms.plugin.command import PACKAGE, PluginCommand
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK
@@ -40,8 +40,8 @@ class WarmExecutor:
 
     Args:
         command: How the plugin is called; not `foreign`.
-        environment: Of most runs (`plugin.environment`): the parent begins with it, since some of
-            it is read only once. What a run has otherwise is set in its child.
+        environment: Of most runs (`spleenseg.environment`): the parent begins with it, since some
+            of it is read only once. What a run has otherwise is set in its child.
         workspace_mark: As for `FreshExecutor`.
         without: Names of adaptations to leave out.
         pause_seconds: After the first start that failed; doubled with each.
@@ -71,7 +71,7 @@ class WarmExecutor:
             "script": script,
             "package": PACKAGE,
             "grace": _END_GRACE,
-            "adaptations": [step.name for step in spleenseg.adaptations(without)],
+            "adaptations": [step.name for step in adaptations(without)],
         }
         self._pause_seconds = pause_seconds
         self._poll_seconds = poll_seconds

@@ -15,7 +15,9 @@ from typing import Any, Self
 
 import psutil
 
+from pfms.executors.relay import Relay
 from pfms.plugin.types import PluginRun, Progress
+from pfms.plugin.verdict import how_it_ended
 from pfms.processes.kill import Child, ChildLost
 from pfms.processes.marks import JOB_MARK
 from pfms.processes.run import child_environment, open_log
@@ -36,7 +38,7 @@ class ParentFailed(Exception):
 
 
 class ForkedChild:
-    """A run's process, as `process.Child`."""
+    """A run's process, as `kill.Child`."""
 
     def __init__(self, tell: Callable[[Progress], None] | None) -> None:
         loop = asyncio.get_running_loop()
@@ -71,12 +73,15 @@ class ForkedChild:
 class WarmParent:
     """A running `warm_parent.py`. Made by `start`."""
 
-    def __init__(self, process: Process, sock: socket.socket, environment: Mapping[str, str]):
+    def __init__(
+        self, process: Process, sock: socket.socket, relay: Relay, environment: Mapping[str, str]
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.gone = asyncio.ensure_future(process.wait())
         self.over: asyncio.Future[None] = loop.create_future()  # gone, or told to retire
         self._process = process
         self._sock = sock
+        self._relay = relay
         self._environment = environment
         self._children: dict[int, ForkedChild] = {}
         self._numbers = count()
@@ -108,7 +113,13 @@ class WarmParent:
             ParentFailed: It did not come up, or not in time.
         """
         begun = time.time()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        relay = Relay()
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError:
+            relay.started()
+            relay.close()
+            raise
         ours.setblocking(False)
         whole = child_environment({**environment, JOB_MARK: _BLANK_MARK})
         try:
@@ -119,17 +130,20 @@ class WarmParent:
                 env=whole,
                 pass_fds=[theirs.fileno()],
                 stdin=DEVNULL,
-                stdout=2,  # what the plugin's packages say when they are imported
+                stdout=relay.theirs,  # what the plugin's packages say when they are imported
+                stderr=relay.theirs,
                 start_new_session=True,
             )
         except BaseException as error:
             ours.close()
+            relay.close()
             if isinstance(error, OSError):
                 raise ParentFailed(f"{interpreter}: {error.strerror}") from None
             raise
         finally:
             theirs.close()
-        parent = cls(process, ours, whole)
+            relay.started()
+        parent = cls(process, ours, relay, whole)
         try:
             await parent._greet(order, seconds, begun)
         except BaseException:
@@ -247,9 +261,11 @@ class WarmParent:
         return child
 
     def _on_gone(self) -> None:
-        self._on_readable()  # what it said last
+        self._on_readable()  # what it told last
+        said = self._relay.close()
         if not self._ready.done():
-            self._ready.set_result({"failed": "it ended while it imported the plugin"})
+            how = how_it_ended(self.gone.result(), said)
+            self._ready.set_result({"failed": f"it ended before the plugin was imported, {how}"})
         for run in list(self._children):
             self._forget(run).lose()
         self._finish()

@@ -10,6 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 from time import monotonic
 
+from pfms.aio import to_the_end
 from pfms.clock import iso, utc_now
 from pfms.errors import (
     BadResult,
@@ -29,7 +30,6 @@ from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
 from pfms.plugin import spleenseg
 from pfms.plugin.types import Progress
-from pfms.processes.kill import to_the_end
 from pfms.storage.disk import full_disk_is_told
 from pfms.storage.files import matches
 from pfms.storage.room import Room

@@ -8,6 +8,7 @@ from pfms.jobs.job import FileFacts, Job, PluginUsed, Resultant, RunFacts, Segme
 from pfms.plugin import spleenseg
 from pfms.plugin.command import PluginCommand, versions
 from pfms.plugin.types import PluginExit, PluginRun
+from pfms.plugin.verdict import cause_of
 from pfms.settings import Settings
 from pfms.storage.disk import full_disk_is_told
 from pfms.storage.files import sha256_of, size_and_sha256, sync_within, tail_of, write_atomically
@@ -95,7 +96,7 @@ class Attempt:
             if tree.log.is_file():
                 sync_within(tree.root, [tree.log])
             disk_full = self._workspace.free_bytes() < _NO_ROOM
-            verdict = spleenseg.cause_of(
+            verdict = cause_of(
                 plugin_exit,
                 tail_of(tree.log),
                 onehot.is_file(),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
+from pfms.aio import to_the_end
 from pfms.clock import iso, utc_now
 from pfms.errors import (
     Gone,
@@ -26,7 +27,6 @@ from pfms.jobs.queue import JobQueue
 from pfms.jobs.runs import Runs
 from pfms.models.store import ModelRecord, ModelStore, valid_model_id
 from pfms.plugin import spleenseg
-from pfms.processes.kill import to_the_end
 from pfms.settings import Settings
 from pfms.storage.disk import full_disk_is_told
 from pfms.storage.files import discard, link_or_copy

@@ -55,7 +55,7 @@ def _of_the_plugin(settings: Settings, environment: Mapping[str, str]) -> list[L
         return [lambda: missing]
     return [
         lambda: check_plugin(command, environment),
-        lambda: check_weights_child(command, environment),
+        lambda: check_weights_child(command),
         lambda: check_devices(settings.devices, command, environment),
     ]
 

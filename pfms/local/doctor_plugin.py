@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from pfms.errors import StartError
 from pfms.executors import devices
+from pfms.models.check import weights_environment
 from pfms.plugin.command import PluginCommand, plugin_version
+from pfms.plugin.verdict import how_it_ended
 from pfms.processes.run import child_environment
 from pfms.programs import WEIGHTS_CHILD
 
@@ -67,11 +69,11 @@ def check_plugin(command: PluginCommand, environment: Mapping[str, str]) -> Chec
         environment: What runs set.
     """
     shown = " ".join(command.argv)
-    ended = _ask((*command.argv, "--help"), environment)
+    ended = _ask((*command.argv, "--help"), child_environment(environment))
     if isinstance(ended, str):
         return Check("plugin", "fail", f"{shown}: {ended}", _CURE_PLUGIN)
     if ended.returncode != 0:
-        why = _last_line(ended)
+        why = _how_it_ended(ended)
         remedy = _CURE_PLUGIN
         if "numpy" in why:
             remedy = f"It needs numpy before 2: pip install 'numpy<2'. {_CURE_PLUGIN}"
@@ -88,11 +90,12 @@ print(len(child["network_of_the_plugin"]()))
 """
 
 
-def check_weights_child(command: PluginCommand, environment: Mapping[str, str]) -> Check:
+def check_weights_child(command: PluginCommand) -> Check:
     """Whether the program that checks uploads of weights finds the plugin's network."""
-    ended = _ask((command.interpreter, "-c", _NETWORK, str(WEIGHTS_CHILD)), environment)
+    argv = (command.interpreter, "-c", _NETWORK, str(WEIGHTS_CHILD))
+    ended = _ask(argv, weights_environment())
     if isinstance(ended, str) or ended.returncode != 0:
-        why = ended if isinstance(ended, str) else _last_line(ended)
+        why = ended if isinstance(ended, str) else _how_it_ended(ended)
         return Check(
             "model check",
             "fail",
@@ -131,13 +134,13 @@ def check_devices(setting: str, command: PluginCommand, environment: Mapping[str
 
 def ask_torch(command: PluginCommand, environment: Mapping[str, str]) -> TorchFacts:
     """What the torch of the plugin's Python can do."""
-    ended = _ask((command.interpreter, "-c", _TORCH), environment)
+    ended = _ask((command.interpreter, "-c", _TORCH), child_environment(environment))
     if isinstance(ended, str):
         return TorchFacts(error=ended)
     try:
         said: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        return TorchFacts(error=_last_line(ended))
+        return TorchFacts(error=_how_it_ended(ended))
     return TorchFacts(said["version"], said["cuda"], said["works"])
 
 
@@ -175,13 +178,13 @@ def judge_devices(chosen: Sequence[str], driver: tuple[int, int], torch: TorchFa
 def _ask(
     argv: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str] | str:
-    """Run a program; what it wrote, or why it did not end."""
+    """Run a program in just this environment; what it wrote, or why it did not end."""
     with tempfile.TemporaryDirectory(prefix="pfms-doctor-") as folder:
         try:
             process = subprocess.Popen(
                 argv,
                 cwd=folder,
-                env=child_environment(environment),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -202,6 +205,5 @@ def _ask(
     return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
-def _last_line(ended: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in (ended.stderr or ended.stdout).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else f"exit code {ended.returncode}, and no word"
+def _how_it_ended(ended: subprocess.CompletedProcess[str]) -> str:
+    return f"it ended {how_it_ended(ended.returncode, ended.stderr or ended.stdout)}"

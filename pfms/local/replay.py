@@ -18,6 +18,7 @@ from pfms.jobs.job import Job, Segmentation
 from pfms.plugin import spleenseg
 from pfms.plugin.command import versions
 from pfms.plugin.types import PluginExit
+from pfms.plugin.verdict import cause_of
 from pfms.processes.run import run_in_group
 from pfms.storage.files import discard, sha256_of, tail_of
 from pfms.storage.workspace import JobTree
@@ -191,7 +192,7 @@ def _judge(
     onehot = rerun / spleenseg.ONEHOT
     log = rerun / tree.log.name
     tail = tail_of(log)
-    verdict = spleenseg.cause_of(plugin_exit, tail, onehot.is_file(), root=str(tree.root))
+    verdict = cause_of(plugin_exit, tail, onehot.is_file(), root=str(tree.root))
     own = [line for line in tail.splitlines() if line.startswith("command.sh: ")]
     if plugin_exit.code and own:  # the script itself gave up: the plugin is not there, say
         return None, own[-1]

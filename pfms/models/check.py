@@ -1,20 +1,23 @@
-"""Asks the child program, `weights_child.py`, what an upload is: torch stays out of this one."""
+"""Asks the child program, `weights_child.py`, what an upload is: this process needs no torch."""
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
 import re
 import signal
+import uuid
 from asyncio import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pfms.aio import to_the_end
 from pfms.errors import DiskFull, NotAModel, PfmsError
-from pfms.processes.kill import to_the_end
+from pfms.plugin.verdict import how_it_ended
+from pfms.processes.kill import end_run
+from pfms.processes.marks import JOB_MARK
+from pfms.processes.run import child_environment
 from pfms.programs import WEIGHTS_CHILD
 
 logger = logging.getLogger(__name__)
@@ -22,10 +25,12 @@ logger = logging.getLogger(__name__)
 CHILD_SECONDS = 120.0
 """It takes 3 to 5 seconds; a busy machine may take several times that."""
 
-# What the child needs of the server's environment, and no more: it opens a stranger's file.
+# What the child needs of the server's environment, and no more: it opens a stranger's file. It has
+# to find the plugin where a run finds it.
 PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TMPDIR|TZ|LD_LIBRARY_PATH|VIRTUAL_ENV"
-    r"|PYTHONPATH|PYTHONUSERBASE|MPLCONFIGDIR|XDG_CACHE_HOME"
+    r"|PYTHONPATH|PYTHONHOME|PYTHONPLATLIBDIR|PYTHONUSERBASE|PYTHONNOUSERSITE|PYTHONUTF8"
+    r"|PYTHONDONTWRITEBYTECODE|PYTHONPYCACHEPREFIX|MPLCONFIGDIR|XDG_CACHE_HOME|XDG_CONFIG_HOME"
 )
 TAIL_BYTES = 16384
 ASK_DOCTOR = "Tell the operator of this server: `pfms doctor` says what is missing."
@@ -35,6 +40,7 @@ DEATHS = {
     signal.SIGSEGV: "The file is damaged: torch crashes when it opens it.",
     signal.SIGBUS: "The file is damaged: torch crashes when it opens it.",
     signal.SIGABRT: "The file is damaged: torch crashes when it opens it.",
+    signal.SIGFPE: "The file is damaged: torch crashes when it opens it.",
 }
 
 
@@ -58,7 +64,8 @@ async def check_weights(
 ) -> CheckedWeights:
     """Compare `upload` with the plugin's network and write it to `target` as plain float32.
 
-    On an error, or a cancel, the child is gone, and `target` may hold a part that is of no use.
+    When it returns or raises, the child is gone with everything that it started. On an error, or a
+    cancel, `target` may hold a part that is of no use.
 
     Args:
         interpreter: How to start the Python that has the plugin.
@@ -71,13 +78,14 @@ async def check_weights(
         DiskFull: There is no room for `target`.
         PfmsError: The plugin cannot be asked.
     """
+    mark = f"weights-{uuid.uuid4().hex}"
     try:
         child = await subprocess.create_subprocess_exec(
             *(*interpreter, str(WEIGHTS_CHILD), str(upload), str(target)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            env={**weights_environment(), JOB_MARK: mark},
             start_new_session=True,
         )
     except OSError as error:
@@ -88,17 +96,21 @@ async def check_weights(
     except TimeoutError:
         raise NotAModel(f"Looking at the file took more than {time_limit:g} seconds.") from None
     finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            await to_the_end(_listen(child))
+        await to_the_end(_end(child, mark))
     return _judged(child.returncode, said, complaint)
 
 
-def _environment() -> dict[str, str]:
+def weights_environment() -> dict[str, str]:
+    """What the child is started with."""
     # monai asks for the user's name, which a UID without a passwd entry has only from here.
-    passed_on = {name: text for name, text in os.environ.items() if PASSED_ON.fullmatch(name)}
+    of_runs = child_environment({})
+    passed_on = {name: text for name, text in of_runs.items() if PASSED_ON.fullmatch(name)}
     return {"USER": "pfms", **passed_on, "CUDA_VISIBLE_DEVICES": ""}
+
+
+async def _end(child: subprocess.Process, mark: str) -> None:
+    await end_run(child, mark, grace=0)
+    await _listen(child)
 
 
 async def _listen(child: subprocess.Process) -> tuple[bytes, bytes]:
@@ -125,7 +137,8 @@ def _judged(code: int | None, said: bytes, complaint: bytes) -> CheckedWeights:
             )
         kind, detail = str(verdict["code"]), str(verdict["detail"])
     except (ValueError, KeyError, TypeError):
-        kind, detail = "died", f"The look at the file ended without an answer (exit {code})."
+        kind, detail = "died", "The look at the file ended without an answer, "
+        detail += f"{how_it_ended(code, complaint.decode(errors='replace'))}."
         if code is not None and -code in DEATHS:
             kind, detail = "not-a-model", DEATHS[signal.Signals(-code)]
     if kind == "not-a-model":

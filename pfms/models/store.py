@@ -8,25 +8,27 @@ import logging
 import os
 import re
 import shutil
+import stat
 import threading
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pfms.aio import to_the_end
 from pfms.clock import iso, utc_now
 from pfms.errors import InvalidModelID, ModelNotFound
 from pfms.models.check import CHILD_SECONDS, check_weights
-from pfms.processes.kill import to_the_end
 from pfms.storage.disk import full_disk_is_told
 from pfms.storage.files import discard, link_or_copy, sync_folder
 
 logger = logging.getLogger(__name__)
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-TEXTS = ("sha256", "upload_sha256", "uploaded_at", "source")
 REMOVED = ".removed-"
+READ_ONLY = 0o440  # the jobs' hard links are the same file, so nobody may write to it in place
+WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class ModelRecord:
         uploaded_at: ISO 8601, UTC.
         source: `upload`, `demo`; `found` where someone put the file there by hand.
         warnings: What a user should know, one sentence each.
+        unknown: Fields of `model.json` that another version of pfms wrote; they are kept.
     """
 
     model_id: str
@@ -50,24 +53,36 @@ class ModelRecord:
     uploaded_at: str
     source: str = "upload"
     warnings: tuple[str, ...] = ()
+    unknown: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it, with the public name `modelID`."""
+        """As a client gets it, with the public name `modelID`."""
         fields = asdict(self) | {"warnings": list(self.warnings)}
+        del fields["unknown"]
         return {"modelID": fields.pop("model_id"), **fields}
 
+    def to_json(self) -> dict[str, Any]:
+        """As `model.json` has it."""
+        return {**self.unknown, **self.to_dict()}
+
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "ModelRecord":
-        """The inverse of `to_dict`.
+    def from_json(cls, fields: dict[str, Any]) -> "ModelRecord":
+        """The inverse of `to_json`. A newer pfms may have left out all but checksum and size.
 
         Raises:
-            KeyError, TypeError, ValueError: It is not what `to_dict` makes.
+            KeyError, TypeError, ValueError: It is not the record of a model.
         """
+        rest = dict(fields)
+        warnings = rest.pop("warnings", ())
         return cls(
-            model_id=str(fields["modelID"]),
-            size=int(fields["size"]),
-            warnings=tuple(map(str, fields["warnings"])),
-            **{name: str(fields[name]) for name in TEXTS},
+            sha256=str(rest.pop("sha256")),
+            size=int(rest.pop("size")),
+            model_id=str(rest.pop("modelID", "")),
+            upload_sha256=str(rest.pop("upload_sha256", "")),
+            uploaded_at=str(rest.pop("uploaded_at", "")),
+            source=str(rest.pop("source", "unknown")),
+            warnings=tuple(map(str, warnings)) if isinstance(warnings, list) else (),
+            unknown=rest,
         )
 
 
@@ -184,6 +199,7 @@ class ModelStore:
             try:
                 # models/ may be a volume of its own, so a rename alone may not do
                 shutil.move(weights, folder / "model.pth.part")
+                _make_read_only(folder / "model.pth.part")
                 self._write_record(record)
                 # `_mend` finishes what a crash from here on leaves.
                 (folder / "model.pth.part").replace(folder / "model.pth")
@@ -199,7 +215,7 @@ class ModelStore:
     def link_into(self, model_id: str, target: Path) -> ModelRecord:
         """Give a job the weights as they are now, as the new file `target`, and their record.
 
-        Whatever becomes of the model afterwards, `target` stays as it is.
+        Whatever becomes of the model afterwards, `target` stays as it is; nobody may write to it.
 
         Raises:
             InvalidModelID, ModelNotFound: The ID could not be one; no model has it.
@@ -207,7 +223,13 @@ class ModelStore:
         """
         with self._together, full_disk_is_told():
             record = self.get(model_id)
-            link_or_copy(self.root / model_id / "model.pth", target)
+            file = self.root / model_id / "model.pth"
+            if _may_change(file):
+                shutil.copyfile(file, target)
+            else:
+                link_or_copy(file, target)
+            if not target.samefile(file):
+                _make_read_only(target)
             return record
 
     def remove(self, model_id: str) -> None:
@@ -245,7 +267,7 @@ class ModelStore:
     def _write_record(self, record: ModelRecord) -> None:
         path = self.root / record.model_id / "model.json.part"
         with path.open("w", encoding="utf-8") as file:
-            json.dump(record.to_dict(), file, indent=2)
+            json.dump(record.to_json(), file, indent=2)
             file.flush()
             os.fsync(file.fileno())
         sync_folder(path.parent)
@@ -262,6 +284,10 @@ class ModelStore:
             with contextlib.suppress(OSError):  # a file of someone else's keeps the folder
                 folder.rmdir()
             return
+        if not weights.is_symlink():
+            _make_read_only(weights)
+        if _may_change(weights):
+            logger.warning("model %s: its file can be written to; each job gets a copy", name)
         next_record = _read_record(part)
         if next_record and next_record.sha256 == _sha256(weights):
             part.replace(kept)
@@ -280,6 +306,7 @@ class ModelStore:
                 size=facts.st_size,
                 uploaded_at=iso(utc_now()),
                 source="found",
+                unknown={} if record else _fields_of(kept),
                 warnings=(
                     "The file was found in the workspace, and was never checked.",
                     *_warnings_of_name(name),
@@ -301,9 +328,31 @@ def _warnings_of_name(model_id: str) -> tuple[str, ...]:
 
 def _read_record(path: Path) -> ModelRecord | None:
     try:
-        return ModelRecord.from_dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):
+        return ModelRecord.from_json(_fields_of(path))
+    except (ValueError, KeyError, TypeError):
         return None
+
+
+def _fields_of(path: Path) -> dict[str, Any]:
+    """What `model.json` says; empty where it cannot be read."""
+    try:
+        fields = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _make_read_only(file: Path) -> None:
+    """Let nobody write to it in place, and make its content durable."""
+    with file.open("rb") as opened:
+        with contextlib.suppress(OSError):  # another's file, or a file system without modes
+            os.fchmod(opened.fileno(), READ_ONLY)
+        os.fsync(opened.fileno())
+
+
+def _may_change(file: Path) -> bool:
+    """Whether its content may become another under the same name, without us."""
+    return file.is_symlink() or bool(file.stat().st_mode & WRITABLE)
 
 
 def _sha256(path: Path) -> str:

@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from pfms.plugin.python_settings import NOT_FOR_RUNS
+
 _SCRIPT = r"""#!/bin/sh
 # A run of pfms, to be run again: the same call of the plugin, in the same environment.
 # It needs this folder and the plugin (pip install spleenseg), nothing of pfms. The same versions
@@ -53,6 +55,7 @@ done
 mkdir -p "$out"
 [ -z "$(ls -A "$out")" ] || fail "$shown is not empty: name another OUTPUTDIR" 2
 
+unset @UNSET@
 @ENVIRONMENT@
 # What the plugin's libraries need of any machine: a user's name, a home that can be written.
 if ! id -un >/dev/null 2>&1; then
@@ -126,6 +129,7 @@ def render(
         _SCRIPT,
         FILES=shlex.join(files),
         COMMAND=find,
+        UNSET=" ".join(NOT_FOR_RUNS),
         ENVIRONMENT=exports,
         RESULT=shlex.quote(result),
         ARGUMENTS=shlex.join(arguments),

@@ -8,32 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pfms.errors import UnsupportedNifti
-from pfms.plugin.adaptations import ADAPTATIONS, Adaptation, adaptations
+from pfms.plugin.adaptations import adaptations
 from pfms.plugin.command_script import render as command_script_text
-from pfms.plugin.verdict import Verdict, cause_of
-
-__all__ = [
-    "ADAPTATIONS",
-    "INPUTDIR",
-    "LOGITS",
-    "MODEL",
-    "ONEHOT",
-    "OUTPUTDIR",
-    "SLICES_FOR_PICTURE",
-    "STAGES",
-    "VOLUME",
-    "Adaptation",
-    "HostFacts",
-    "Stage",
-    "Verdict",
-    "adaptations",
-    "cause_of",
-    "command_script",
-    "environment",
-    "inference_argv",
-    "no_logits",
-    "stage_of",
-]
+from pfms.plugin.verdict import cause_of as cause_of
 
 NAME = "spleenseg"
 

@@ -11,7 +11,7 @@ class PluginRun:
     """One call of the plugin, fully said.
 
     Attributes:
-        job: The job's ID, which marks its processes (`process.JOB_MARK`).
+        job: The job's ID, which marks its processes (`marks.JOB_MARK`).
         root: The job's folder: the working directory of the plugin.
         argv: The command line, the executable first; paths relative to `root`.
         environment: What is set on top of the server's own environment.

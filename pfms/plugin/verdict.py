@@ -157,6 +157,31 @@ def final_exception(log_text: str) -> str:
     return line
 
 
+def how_it_ended(returncode: int | None, said: str) -> str:
+    """How a program ended that should not have, and its last words: `with exit code 1: …`.
+
+    Args:
+        returncode: Negative for the signal that ended it.
+        said: The end of its stderr.
+    """
+    if returncode is not None and returncode < 0:
+        try:
+            how = f"by {signal.Signals(-returncode).name}"
+        except ValueError:
+            how = f"by signal {-returncode}"
+    else:
+        how = f"with exit code {returncode}"
+    words = last_words(said)
+    return f"{how}: {words}" if words else how
+
+
+def last_words(said: str) -> str:
+    """The one line of a program's stderr that says most of why it died; empty without any."""
+    fatal = re.findall(r"^Fatal Python error: .*$", said, re.MULTILINE)
+    lines = [line for line in said.splitlines() if line.strip()]
+    return one_line((fatal or [final_exception(said)])[-1] or (lines or [""])[-1])
+
+
 # a URL; a quoted path, which may hold spaces; a bare one
 _PATH = re.compile(
     r"(?P<url>https?://\S+)|(?P<quote>['\"])(?P<quoted>/[^'\"]*)(?P=quote)"

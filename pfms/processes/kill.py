@@ -6,17 +6,14 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, Protocol, TypeVar
+from typing import Protocol
 
 import psutil
 
+from pfms.aio import in_own_thread
 from pfms.processes.marks import JOB_MARK, Marked, find_marked
 
 log = logging.getLogger(__name__)
-P = ParamSpec("P")
-T = TypeVar("T")
 
 _POLL_SECONDS = 0.02
 _KILL_SECONDS = 1.0  # in which the kernel ends what was sent a KILL
@@ -50,14 +47,14 @@ async def end_run(process: Child | None, job: str, grace: float) -> None:
     """End what is left of a run."""
     if process is not None:
         if process.returncode is None:
-            await _in_own_thread(_end_group, process.pid, grace)
+            await in_own_thread(_end_group, process.pid, grace)
         else:
-            await _in_own_thread(_end_group, process.pid, _LEFTOVER_SECONDS, process.pid)
+            await in_own_thread(_end_group, process.pid, _LEFTOVER_SECONDS, process.pid)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_KILL_SECONDS):
                 with contextlib.suppress(ChildLost):
                     await process.wait()
-                await _in_own_thread(_reap_adopted, process.pid)
+                await in_own_thread(_reap_adopted, process.pid)
     await end_marked(JOB_MARK, job)
 
 
@@ -114,7 +111,7 @@ def _lives(pid: int) -> bool:
 
 async def end_marked(name: str, value: str) -> int:
     """Kill all processes that were started with `name` set to `value`; how many there were."""
-    return await _in_own_thread(_kill_marked, name, value)
+    return await in_own_thread(_kill_marked, name, value)
 
 
 def _kill_marked(name: str, value: str) -> int:
@@ -142,27 +139,3 @@ def _kill(marked: Marked) -> None:
         process = psutil.Process(marked.pid)
         if process.create_time() == marked.create_time:
             process.kill()
-
-
-def _in_own_thread(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> Awaitable[T]:
-    """Not in one of the loop's few threads, which a few graces would keep from all other work."""
-    thread = ThreadPoolExecutor(1, "pfms-process")
-    future = asyncio.get_running_loop().run_in_executor(thread, lambda: function(*args, **named))
-    thread.shutdown(wait=False)
-    return future
-
-
-async def to_the_end(work: Awaitable[T]) -> T:
-    """Await it to its end, though the task that does so be cancelled: that is raised after it."""
-    future = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait({future})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is None:
-        return future.result()
-    if not future.cancelled() and (failure := future.exception()) is not None:
-        log.error("it was cancelled, and failed at its end", exc_info=failure)
-    raise cancelled

@@ -13,24 +13,11 @@ from asyncio.subprocess import DEVNULL, STDOUT
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 
+from pfms.aio import to_the_end
+from pfms.plugin.python_settings import NOT_FOR_RUNS
 from pfms.plugin.types import PluginExit
-from pfms.processes.kill import Child, ChildLost, end_marked, end_run, to_the_end
-from pfms.processes.marks import JOB_MARK, WORKSPACE_MARK, Marked, find_marked
-
-__all__ = [
-    "JOB_MARK",
-    "WORKSPACE_MARK",
-    "Child",
-    "ChildLost",
-    "Marked",
-    "child_environment",
-    "end_marked",
-    "find_marked",
-    "open_log",
-    "run_child",
-    "run_in_group",
-    "to_the_end",
-]
+from pfms.processes.kill import Child, ChildLost, end_run
+from pfms.processes.marks import JOB_MARK
 
 # The machine had no room for one more process or file just then: not the run's fault.
 _NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
@@ -39,9 +26,24 @@ _TOLD_TO_END = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The server's own environment without its settings and marks, and `extra` on top."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PFMS_")}
+    """The server's own environment without what is meant for it alone, and `extra` on top."""
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PFMS_") and name not in NOT_FOR_RUNS
+    }
+    if "PYTHONPATH" in own:
+        own["PYTHONPATH"] = _absolute(own["PYTHONPATH"])
     return {**own, **extra}
+
+
+def _absolute(folders: str) -> str:
+    """The folders as the server's own Python finds them, wherever a child is started."""
+    try:
+        kept = [os.path.abspath(folder) for folder in folders.split(os.pathsep) if folder]  # noqa: PTH100
+    except FileNotFoundError:  # the server's own folder is gone
+        return folders
+    return os.pathsep.join(kept)
 
 
 async def run_in_group(

@@ -36,13 +36,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from pfms.programs import warm_plugin
-else:
-    import warm_plugin  # it lies beside this file
+else:  # it lies beside this file, where Python may have been told not to look
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    import warm_plugin
 
 Message = dict[str, Any]
 
 _PACKET = 1 << 20  # bytes; more than a socket takes
-_MARK = "PFMS_JOB"  # as `process.JOB_MARK`
+_MARK = "PFMS_JOB"  # as `marks.JOB_MARK`
 
 
 class Link:
@@ -217,6 +218,7 @@ def main() -> None:
     """Load, say so, serve."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [folder for folder in sys.path if folder != here]
+    sys.modules.pop("warm_plugin")  # nor is a module of this name anything of the plugin's
     os.umask(0o007)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     order, _ = link.receive()

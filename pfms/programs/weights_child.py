@@ -29,35 +29,72 @@ import resource
 import sys
 import traceback
 import warnings
-import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pfms.programs.weights_bytes import ADVICE, CUT_OFF, why_not_weights
+    from pfms.programs.weights_search import Found, find, left_out, more_layers, shown, some
+else:  # they lie beside this file, where Python may have been told not to look
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from weights_bytes import ADVICE, CUT_OFF, why_not_weights
+    from weights_search import Found, find, left_out, more_layers, shown, some
 
 MEMORY_BYTES = 8 << 30
 CPU_SECONDS = 100
-UNPACKED_BYTES = 1 << 30
-HEAD_BYTES = 512
 
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "weights")
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
 
-ADVICE = "save the network's state_dict() with torch.save, and upload that"
-CUT_OFF = "The file is cut off or damaged: send it again."
-# What torch.save pickled first before it wrote zip archives, and still does when told to.
-LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
-FOREIGN = (
-    (rb"version https://git-lfs", "is a Git LFS pointer, not the file itself: `git lfs pull`"),
-    (rb"\x1f\x8b", "is gzipped: unpack it first, if there are weights in it"),
-    (rb".{344}n\+1\0|.{4}n\+2\0", "is a NIfTI volume, not weights"),
-    (rb".{128}DICM", "is a DICOM image, not weights"),
-    (rb".{257}ustar", "is a tar archive: upload the .pth in it"),
-    (rb"\x89HDF", f"is HDF5, not PyTorch: {ADVICE}"),
-    (rb"\x93NUMPY", f"is a NumPy array, not PyTorch weights: {ADVICE}"),
-    (rb".{5}\0{3}\{", f"is safetensors, not PyTorch's own format: {ADVICE}"),
-    (rb"\x08.\x12", f"is ONNX, not PyTorch: {ADVICE}"),
-    (rb"\x80", f"is a pickle that torch.save did not write: {ADVICE}"),
-    (rb"[^\0-\x08\x0e-\x1f]+\Z", "is text, not weights"),
-)
+class StandIn:
+    """For an object beside the weights: made from anything, it keeps and does nothing."""
+
+    def __new__(cls, *_: Any) -> Any:
+        """Whatever the pickle would make it of."""
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any) -> None:
+        """Likewise."""
+
+    def __setstate__(self, _: Any) -> None:
+        """Whatever the pickle would fill it with."""
+
+
+class PlainDictionary(StandIn):
+    """For a dictionary of another class, which torch would not fill."""
+
+    def __new__(cls, *_: Any) -> Any:
+        """Without what makes it another class."""
+        return {}
+
+
+# What trainers put into checkpoints beside the weights: numbers, histories, hyperparameters. Of
+# these names nothing is imported or called, for even numpy's own functions are not made for what
+# a stranger sends: the pickle gets a stand-in for each. Any other name is refused.
+BESIDE_WEIGHTS = {
+    "argparse": "Namespace",
+    "builtins": "dict list int float str bool",
+    "datetime": "datetime",
+    "numpy": "dtype ndarray",
+    "numpy.core.multiarray": "scalar _reconstruct",
+    "numpy._core.multiarray": "scalar _reconstruct",
+    # the settings of Hydra, which many projects save with Lightning's hyperparameters
+    "omegaconf.base": "ContainerMetadata Metadata",
+    "omegaconf.dictconfig": "DictConfig",
+    "omegaconf.listconfig": "ListConfig",
+    "omegaconf.nodes": "AnyNode StringNode IntegerNode FloatNode BooleanNode PathNode BytesNode",
+    "pathlib": "PosixPath PurePosixPath WindowsPath PureWindowsPath",
+    "pathlib._local": "PosixPath PurePosixPath WindowsPath PureWindowsPath",
+    "torch.torch_version": "TorchVersion",
+    "types": "SimpleNamespace",
+    "typing": "Any",
+}
+
+
+def stand_ins() -> list[Any]:
+    """A class for each name, which torch knows it by."""
+    made: list[Any] = [type("defaultdict", (PlainDictionary,), {"__module__": "collections"})]
+    for module, names in BESIDE_WEIGHTS.items():
+        made += [type(name, (StandIn,), {"__module__": module}) for name in names.split()]
+    return made
 
 
 class Refused(Exception):
@@ -112,15 +149,12 @@ def confine() -> None:
 def convert(upload: Path, target: Path) -> dict[str, Any]:
     """Check `upload` and write `target`; what the verdict says of it."""
     with upload.open("rb") as file:
-        look_at_the_bytes(file)
+        if why_not := why_not_weights(file):
+            raise Refused(why_not)
         content, locations = load(file)
-    state, notes = unwrap(content)
     network = network_of_the_plugin()
-    state, prefix = without_prefix(state, network)
-    compare(state, network)
+    state, notes = taken_from(content, network)
     weights = {key: as_stored(key, state[key], like) for key, like in network.items()}
-    if prefix:
-        notes.append(f"The keys began with {prefix!r}, which was removed.")
     others = {str(state[key].dtype) for key, like in network.items() if like.is_floating_point()}
     for dtype in sorted(others - {"torch.float32"}):
         notes.append(f"The weights were {dtype.removeprefix('torch.')}, and are stored as float32.")
@@ -128,48 +162,6 @@ def convert(upload: Path, target: Path) -> dict[str, Any]:
     if devices:
         notes.append(f"The weights were saved on {devices[0]}, and are stored for every device.")
     return {**store(weights, target), "warnings": notes}
-
-
-def look_at_the_bytes(file: IO[bytes]) -> None:
-    """Refuse, before torch is imported, what its bytes tell to be something else."""
-    head = file.read(HEAD_BYTES)
-    if not head:
-        raise Refused("The file is empty.")
-    if head.startswith(b"PK\x03\x04"):
-        return look_into_zip(file)
-    if LEGACY_MAGIC in head[:32]:
-        return None
-    for pattern, words in FOREIGN:
-        if re.match(pattern, head, re.DOTALL):
-            raise Refused(f"The file {words}.")
-    raise Refused("The file is none that torch.save writes.")
-
-
-def look_into_zip(file: IO[bytes]) -> None:
-    """Refuse an archive that is not torch.save's, is damaged, or unpacks to very much."""
-    try:
-        archive = zipfile.ZipFile(file)
-        entries = archive.infolist()
-        names = {entry.filename.partition("/")[2] for entry in entries}
-        if "data.pkl" not in names:
-            inside = any(name.endswith((".pt", ".pth")) for name in archive.namelist())
-            what = "upload the .pt or .pth in it" if inside else "there are no weights in it"
-            raise Refused(f"The file is a zip archive that torch.save did not write: {what}.")
-        if "constants.pkl" in names:
-            raise Refused(f"The file is a TorchScript archive, not a state dict: {ADVICE}.")
-        size = file.seek(0, os.SEEK_END)
-        if sum(entry.file_size for entry in entries) > max(UNPACKED_BYTES, 2 * size):
-            raise Refused("The file unpacks to far more than its own size.")
-        for entry in entries:
-            # torch itself checks no checksum; it writes 0 where it was told to make none.
-            if entry.CRC:
-                with archive.open(entry) as record:
-                    while record.read(1 << 20):
-                        pass
-    except (Refused, MemoryError):
-        raise
-    except Exception:
-        raise Refused(CUT_OFF) from None
 
 
 def load(file: IO[bytes]) -> tuple[Any, set[str]]:
@@ -186,7 +178,8 @@ def load(file: IO[bytes]) -> tuple[Any, set[str]]:
 
     file.seek(0)
     try:
-        return torch.load(file, map_location=on_cpu, weights_only=True), locations
+        with torch.serialization.safe_globals(stand_ins()):
+            return torch.load(file, map_location=on_cpu, weights_only=True), locations
     except MemoryError:
         raise
     except Exception as error:
@@ -201,32 +194,12 @@ def why_not_loaded(error: Exception) -> str:
     found = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
     name = found[1] if found else ""
     if name.startswith(("torch.nn.", "monai.networks.", "spleenseg.")):
-        return f"The file is a whole pickled network ({name}), not its weights: {ADVICE}."
+        return f"The file holds a whole pickled network ({name}), not weights alone: {ADVICE}."
     if name:
         return f"The file holds more than weights ({name}; nothing of it was run): {ADVICE}."
     if type(error).__name__ == "UnpicklingError":
         return f"The file holds what is no plain state dict, or is damaged: {ADVICE}."
     return CUT_OFF
-
-
-def unwrap(content: Any) -> tuple[dict[str, Any], list[str]]:
-    """The state dict in a checkpoint, and what was taken off around it."""
-    notes: list[str] = []
-    for _ in range(4):  # a pickle can hold a dictionary that holds itself
-        inner = content if isinstance(content, dict) else {}
-        name = next((name for name in WRAPPERS if isinstance(inner.get(name), dict)), None)
-        if name is None:
-            break
-        notes.append(f"The state dict was wrapped in {name!r}; only it is stored.")
-        content = content[name]
-    if not isinstance(content, dict):
-        raise Refused(f"The file holds a {type(content).__name__}, not a state dict: {ADVICE}.")
-    if not any(hasattr(value, "is_floating_point") for value in content.values()):
-        raise Refused(f"The file holds a dictionary without weights: {ADVICE}.")
-    for key in content:
-        if not isinstance(key, str):
-            raise Refused(f"A key is of the type {type(key).__name__}, not a name.")
-    return content, notes
 
 
 def network_of_the_plugin() -> dict[str, Any]:
@@ -242,30 +215,47 @@ def network_of_the_plugin() -> dict[str, Any]:
         raise Refused(words, "no-plugin") from error
 
 
-def without_prefix(state: dict[str, Any], network: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """`state` without what wrappers of a network put before every key, and what that was.
+def taken_from(content: Any, network: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The network's weights in what the file holds, and what a user should know of the rest."""
+    if not isinstance(content, dict | list | tuple):
+        raise Refused(f"The file holds a {type(content).__name__}, not a state dict: {ADVICE}.")
+    found = find(content, network)
+    place = found.place
+    if place is None or 2 * len(place.state) < len(network):
+        raise Refused(another_network(found, content, network))
+    state = dict(place.state)
+    compare(state, network)
+    if more := more_layers(place):
+        raise Refused(f"The plugin's network has no key {shown(more[0])}.")
+    notes = []
+    if place.path:
+        where = " > ".join(shown(name, 40) for name in place.path)
+        notes.append(f"The state dict was wrapped in {where}; only it is stored.")
+    if place.prefix:
+        notes.append(f"The keys began with {shown(place.prefix)}, which was removed.")
+    if found.others:
+        others = ", ".join(other.name for other in found.others[:3])
+        notes.append(f"It was taken from {place.name}; weights that fit are also in {others}.")
+    if beside := left_out(content, place):
+        notes.append(f"Left out, since the network has no use for it: {some(beside)}.")
+    return state, notes
 
-    The plugin's own keys begin with one of these prefixes: the form that fits best is taken.
-    """
-    best, best_prefix, removed = state, "", ""
-    for _ in range(8):
-        prefix = next((each for each in PREFIXES if all(key.startswith(each) for key in state)), "")
-        if not prefix:
-            break
-        removed += prefix
-        state = {key[len(prefix) :]: value for key, value in state.items()}
-        if len(network.keys() & state.keys()) > len(network.keys() & best.keys()):
-            best, best_prefix = state, removed
-    return best, best_prefix
+
+def another_network(found: Found, content: Any, network: dict[str, Any]) -> str:
+    """Why none of it is the plugin's network, with the keys that were found."""
+    if not found.keys:
+        keys = f" (its keys are {some(content)})" if isinstance(content, dict) and content else ""
+        return f"The file holds a {type(content).__name__} without weights{keys}: {ADVICE}."
+    ours = shown(next(iter(network)))
+    return (
+        f"It is another network: its keys are {some(found.keys)}; the plugin's begin with {ours}."
+    )
 
 
 def compare(state: dict[str, Any], network: dict[str, Any]) -> None:
     """Refuse at the first difference, in the order of the plugin's network."""
     import torch
 
-    if not network.keys() & state.keys():
-        theirs, ours = shown(next(iter(state))), shown(next(iter(network)))
-        raise Refused(f"It is another network: its keys begin with {theirs}, not with {ours}.")
     for key, like in network.items():
         if key not in state:
             raise Refused(f"The key {shown(key)} of the plugin's network is missing.")
@@ -280,9 +270,6 @@ def compare(state: dict[str, Any], network: dict[str, Any]) -> None:
         if value.is_complex() or (like.is_floating_point() and not value.is_floating_point()):
             kind = str(value.dtype).removeprefix("torch.")
             raise Refused(f"{shown(key)} holds {kind} numbers, not floating-point ones.")
-    for key in state:
-        if key not in network:
-            raise Refused(f"The plugin's network has no key {shown(key)}.")
 
 
 def as_stored(key: str, value: Any, like: Any) -> Any:
@@ -317,11 +304,6 @@ def store(weights: dict[str, Any], target: Path) -> dict[str, Any]:
         words = "The disk is full." if full else "The weights could not be written."
         raise Refused(words, "disk-full" if full else "cannot-write") from error
     return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-
-
-def shown(key: str) -> str:
-    """A key, quoted; shortened, for a stranger chose it."""
-    return repr(key if len(key) <= 100 else key[:100] + "…")
 
 
 def size_of(tensor: Any) -> str:

@@ -1,0 +1,206 @@
+"""Where in a checkpoint the weights of the plugin's network are: found by its keys, not by names.
+
+Part of the program `weights_child.py`: imports nothing of pfms. The content comes from a stranger,
+so the work is bounded, whatever it holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+DEEPEST = 4  # dictionaries in dictionaries
+MOST_KEYS = 500_000  # looked at in all; a checkpoint with two optimizers has some thousands
+LONGEST_KEY = 1000  # characters
+LONGEST_LIST = 100  # a list of networks is short; long ones are histories of the training
+
+# Of several networks in a file that fit, one under the first of these names is taken.
+NAMES = (
+    *("state_dict", "model_state_dict", "model_state", "model", "network_weights", "network"),
+    *("net", "weights", "module", "generator"),
+)
+AVERAGE = re.compile(r"(?<![a-z])(?:ema|swa)(?![a-z])|averag|shadow|teacher", re.IGNORECASE)
+# What torch puts into the middle of keys when a part of a network was compiled or sharded.
+IN_BETWEEN = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where keys of the network are.
+
+    Attributes:
+        path: The names of the dictionaries around them, the outermost first.
+        prefix: What stands before each key.
+        content: The dictionary that holds them.
+        state: Those of them that were found, by the network's own keys and in its order.
+        fits: All are there, and of the right shapes.
+    """
+
+    path: Path
+    prefix: str
+    content: Mapping[Any, Any]
+    state: Mapping[str, Any]
+    fits: bool
+
+    @property
+    def name(self) -> str:
+        """`'state_dict' > 'net'`, and the prefix."""
+        where = " > ".join(map(shown, self.path)) or "the outermost dictionary"
+        return f"{where} (keys with {shown(self.prefix)})" if self.prefix else where
+
+    @property
+    def order(self) -> tuple[object, ...]:
+        """The network itself before an average of it; the outermost; the best known name."""
+        average = any(AVERAGE.search(part) for part in (*self.path, self.prefix))
+        last = self.path[-1] if self.path else ""
+        rank = NAMES.index(last) if last in NAMES else len(NAMES)
+        return average, len(self.path), rank, len(self.prefix)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        place: The best place; None where the file has not one key of the network.
+        others: Places that fit as well, and were not taken.
+        keys: Of the dictionary with the most tensors, whatever they are; empty without any tensor.
+    """
+
+    place: Place | None
+    others: list[Place]
+    keys: list[Any]
+
+
+def find(content: Any, network: Mapping[str, Any]) -> Found:
+    """Search a file's content for the network.
+
+    Args:
+        content: What `torch.load` gave.
+        network: The tensors of the network, by key.
+    """
+    places: list[Place] = []
+    keys: list[Any] = []
+    most = 0
+    for path, each in dictionaries(content):
+        tensors = sum(hasattr(value, "is_floating_point") for value in each.values())
+        if tensors > most:
+            most, keys = tensors, list(each)
+        places += places_in(each, path, network)
+    fitting = sorted((place for place in places if place.fits), key=lambda place: place.order)
+    if fitting:
+        return Found(fitting[0], fitting[1:], keys)
+    return Found(max(places, key=lambda place: len(place.state), default=None), [], keys)
+
+
+def dictionaries(content: Any) -> Iterator[tuple[Path, Mapping[Any, Any]]]:
+    """Each with its path, the outermost first; none twice, though it may hold itself."""
+    level: list[tuple[Path, Any]] = [((), content)]
+    seen: set[int] = set()
+    left = MOST_KEYS
+    for _ in range(DEEPEST + 1):
+        inner: list[tuple[Path, Any]] = []
+        for path, each in level:
+            if id(each) in seen or len(each) > left:
+                continue
+            seen.add(id(each))
+            left -= len(each) + 10  # an empty one is work too
+            if isinstance(each, dict):
+                yield path, each
+            items = each.items() if isinstance(each, dict) else enumerate(each)
+            inner += [((*path, str(name)), value) for name, value in items if is_container(value)]
+        level = inner
+
+
+def is_container(value: Any) -> bool:
+    """Whether a network may be in it."""
+    return isinstance(value, dict) or (
+        isinstance(value, list | tuple) and len(value) <= LONGEST_LIST
+    )
+
+
+def places_in(each: Mapping[Any, Any], path: Path, network: Mapping[str, Any]) -> list[Place]:
+    """The places in one dictionary that have all keys; else the one that has most of them."""
+    plain = {k: v for k, v in each.items() if isinstance(k, str) and len(k) <= LONGEST_KEY}
+    best: list[Place] = []
+    for content in (plain, {IN_BETWEEN.sub("", key): value for key, value in plain.items()}):
+        if best and content.keys() == plain.keys():
+            break
+        counts = prefixes(content, network)
+        whole = [prefix for prefix, count in counts.items() if count == len(network)]
+        if whole:
+            return [place_at(prefix, content, path, network) for prefix in whole]
+        best += [place_at(prefix, content, path, network) for prefix, _ in counts.most_common(1)]
+    return best
+
+
+def prefixes(keys: Iterable[str], network: Mapping[str, Any]) -> Counter[str]:
+    """How many of the network's keys follow each prefix."""
+    lengths = {len(key) for key in network}
+    return Counter(
+        key[:-length]
+        for key in keys
+        for length in lengths
+        if length <= len(key) and key[-length:] in network
+    )
+
+
+def place_at(
+    prefix: str, content: Mapping[str, Any], path: Path, network: Mapping[str, Any]
+) -> Place:
+    """The place of that prefix."""
+    state = {key: content[prefix + key] for key in network if prefix + key in content}
+    fits = len(state) == len(network) and all(
+        getattr(state[key], "shape", None) == like.shape for key, like in network.items()
+    )
+    return Place(path, prefix, content, state, fits)
+
+
+def left_out(content: Any, place: Place) -> list[Any]:
+    """The names of all that lies beside the network, the outermost first."""
+    names: list[Any] = []
+    for taken in place.path:
+        items = dict(content if isinstance(content, dict) else enumerate(content))
+        names += [name for name in items if str(name) != taken]
+        content = next(value for name, value in items.items() if str(name) == taken)
+    used = {place.prefix + key for key in place.state}
+    return names + [key for key in content if key not in used and not in_between(key, used)]
+
+
+def in_between(key: Any, used: set[str]) -> bool:
+    """Whether a key is one of those in use, but for what torch put into it."""
+    return isinstance(key, str) and len(key) <= LONGEST_KEY and IN_BETWEEN.sub("", key) in used
+
+
+def more_layers(place: Place) -> list[str]:
+    """Tensors of layers, by their keys, that the network does not have."""
+    network = place.state
+    begins = tuple({place.prefix + key.partition(".")[0] + "." for key in network})
+    return [
+        key
+        for key, value in place.content.items()
+        if key.startswith(begins)
+        and key[len(place.prefix) :] not in network
+        and hasattr(value, "is_floating_point")
+    ]
+
+
+def shown(key: Any, longest: int = 100) -> str:
+    """A key, quoted; shortened, since a stranger chose it."""
+    if not isinstance(key, str):
+        return repr(key)[:longest]
+    return repr(key if len(key) <= longest else key[:longest] + "…")
+
+
+def some(keys: Iterable[Any], most: int = 3) -> str:
+    """`'a', 'b', 'c' and 145 more`."""
+    keys = list(keys)
+    first = ", ".join(shown(key, 40) for key in keys[:most])
+    return f"{first} and {len(keys) - most} more" if len(keys) > most else first

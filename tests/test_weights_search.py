@@ -1,0 +1,146 @@
+"""Where the network is in a checkpoint, with what passes for tensors: no torch is needed."""
+
+import time
+from typing import Any
+
+import pytest
+
+from pfms.programs.weights_search import DEEPEST, Place, find, left_out, more_layers
+
+
+class Tensor:
+    """All of a tensor that the search looks at."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+    def is_floating_point(self) -> bool:
+        return True
+
+
+NETWORK = {"model.0.weight": Tensor(3, 2), "model.0.bias": Tensor(3), "model.1.weight": Tensor(2)}
+
+
+def weights(prefix: str = "") -> dict[Any, Any]:
+    return {prefix + key: Tensor(*like.shape) for key, like in NETWORK.items()}
+
+
+def placed(content: Any) -> Place:
+    place = find(content, NETWORK).place
+    assert place is not None
+    return place
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "module.", "_model.", "net.", "model.", "module._orig_mod.model.", "ema_", "a b.ü:"],
+)
+@pytest.mark.parametrize("path", [(), ("state_dict",), ("checkpoint", "anything"), ("0", "ema")])
+def test_any_prefix_and_any_name_around_it_will_do(prefix: str, path: tuple[str, ...]) -> None:
+    content: Any = weights(prefix) | {"n_averaged": Tensor()}
+    for name in reversed(path):
+        content = [content, 3] if name == "0" else {"epoch": 3, name: content, 7: {0: "no name"}}
+
+    place = placed(content)
+
+    assert (place.fits, place.prefix, place.path) == (True, prefix, path)
+    assert list(place.state) == list(NETWORK)
+    assert "n_averaged" in left_out(content, place)
+    assert len(left_out(content, place)) == 1 + sum(1 if name == "0" else 2 for name in path)
+
+
+# The first is taken, wherever it stands in the file.
+IN_ORDER = [
+    ({"state_dict": weights()}, {"ema": weights()}),
+    ({"any": {"thing": weights()}}, {"model_ema": weights()}),
+    (weights("net."), weights("ema_net.")),
+    (weights(), weights("net.")),
+    ({"state_dict": weights()}, {"model": weights()}),
+    ({"model": weights()}, {"generator": weights()}),
+    ({"generator": weights()}, {"anything": weights()}),
+    ({"anything": weights()}, {"deeper": {"state_dict": weights()}}),
+    ({"student": weights()}, {"teacher": weights()}),
+]
+
+
+@pytest.mark.parametrize(("taken", "other"), IN_ORDER)
+def test_of_several_that_fit_the_one_is_taken_that_the_order_says(
+    taken: dict[str, Any], other: dict[str, Any]
+) -> None:
+    alone = placed(taken)
+    for content in (taken | other, other | taken):
+        found = find(content, NETWORK)
+        assert found.place is not None
+        assert (found.place.path, found.place.prefix) == (alone.path, alone.prefix)
+        assert len(found.others) == 1
+
+
+def test_what_torch_puts_into_the_middle_of_keys_is_overlooked() -> None:
+    sharded = {
+        f"_fsdp_wrapped_module.model.{key.removeprefix('model.')}".replace(
+            "0.", "0._checkpoint_wrapped_module."
+        ): value
+        for key, value in weights().items()
+    }
+
+    place = placed({"model": sharded})
+
+    assert place.fits
+    assert left_out({"model": sharded}, place) == []
+
+
+def test_a_network_of_other_shapes_gives_way_to_one_that_fits() -> None:
+    wider = weights() | {"model.0.bias": Tensor(4)}
+
+    assert placed({"state_dict": wider, "other": weights()}).path == ("other",)
+    assert not placed({"state_dict": wider}).fits
+
+
+def test_of_a_network_that_fits_nowhere_the_place_with_most_of_its_keys_is_told() -> None:
+    partly = weights("net.")
+    del partly["net.model.0.bias"]
+
+    found = find({"a": {"model.0.bias": Tensor(3)}, "b": partly, "c": {"x": Tensor()}}, NETWORK)
+
+    assert found.place is not None
+    assert (found.place.path, found.place.prefix, found.place.fits) == (("b",), "net.", False)
+    assert found.keys == list(partly)
+    assert find({"epoch": 3}, NETWORK).keys == []
+
+
+def test_more_layers_are_told_apart_from_what_lies_beside_the_network() -> None:
+    state = weights("net.") | {"net.model.2.weight": Tensor(), "net.loss.weight": Tensor()}
+
+    assert more_layers(placed(state)) == ["net.model.2.weight"]
+    assert more_layers(placed(weights() | {"model.note": "no tensor"})) == []
+
+
+def deep(levels: int) -> Any:
+    content: Any = weights()
+    for _ in range(levels):
+        content = {"state_dict": content}
+    return content
+
+
+def holds_itself() -> dict[str, Any]:
+    content: dict[str, Any] = {"list": []}
+    content["self"] = content["list"].append(content) or content
+    return content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(deep(DEEPEST + 1), id="too deep"),
+        pytest.param(holds_itself(), id="holds itself"),
+        pytest.param({"k" * (1 << 18) + str(n): n for n in range(20)}, id="long keys"),
+        pytest.param({f"{n}.model.0.bias": n for n in range(600_000)}, id="many keys"),
+        pytest.param({n: {m: {} for m in range(1000)} for n in range(600)}, id="many dictionaries"),
+    ],
+)
+def test_a_hostile_file_is_searched_in_little_time(content: Any) -> None:
+    begun = time.process_time()
+    place = find(content, NETWORK).place
+
+    assert place is None or not place.fits
+    assert time.process_time() - begun < 5
