@@ -57,6 +57,14 @@ EXAMPLES = [
     Client("pfms.sh", "sh", check=("-c", "command -v curl")),
 ]
 CURL = EXAMPLES[-1]
+# Each upload starts torch, which takes seconds: in the ordinary suite once for each language.
+UPLOADERS = [
+    pytest.param(
+        client,
+        marks=[pytest.mark.every] if client.source in ("pfms_httpx.py", "pfms_urllib.py") else [],
+    )
+    for client in EXAMPLES
+]
 OTHERS = [
     *(
         Client(CURL.source, CURL.program, check=CURL.check, curlrc=curlrc, name=f"curl, {curlrc}")
@@ -216,6 +224,7 @@ def test_without_arguments_an_example_says_how_it_is_used(example: Caller) -> No
 
 
 @pytest.mark.real
+@pytest.mark.parametrize("example", UPLOADERS, indirect=True, ids=str)
 def test_a_client_uploads_weights(example: Caller, store: Server) -> None:
     model = f"of-{uuid.uuid4()}"
 
