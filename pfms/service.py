@@ -120,7 +120,9 @@ class Service:
             missing["draining"] = "the server is stopping and takes nothing new"
         if (name := self._executor.missing()) is not None:
             missing[name] = _WHY_NOT_YET[name]
-        if await asyncio.to_thread(self.intake.disk_is_full):
+        if (trouble := await asyncio.to_thread(self._workspace.trouble)) is not None:
+            missing["workspace"] = trouble
+        elif await asyncio.to_thread(self.intake.disk_is_full):
             missing["disk-full"] = "less than PFMS_MIN_FREE_BYTES is free"
         there = await asyncio.to_thread(devices.available)
         if not set(self.devices) & set(there):

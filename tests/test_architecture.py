@@ -43,6 +43,7 @@ STOREYS = (
     "settings",
     "plugin",
     "client",
+    "hosts",
     "clock",
     "errors",
     "programs",

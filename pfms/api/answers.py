@@ -55,6 +55,11 @@ def job_headers(job: Job) -> dict[str, str]:
     return headers
 
 
+def job_location(request: Request, job: Job) -> str:
+    """The path of a job, for `Location`."""
+    return f"{request.scope['root_path']}/api/v1/jobs/{job.id}"
+
+
 class JobFile(FileResponse):
     """A file of a job, streamed, with ETag and ranges; nothing removes it meanwhile."""
 
