@@ -43,7 +43,7 @@ def check_body(request: Request, limit: int) -> bytes:
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
         raise MissingFile("The body is not multipart/form-data.")
-    length = request.headers.get("content-length", "")
+    length = request.headers.get("content-length", "").lstrip("0")  # of which any number may lead
     if length.isdigit() and int(length) > limit + _OTHERS_LIMIT:
         raise TooLarge(f"The request has {length} bytes, and a file may have {limit}.")
     return boundary
