@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pfms import errors
 from pfms.api.paths import methods_of
@@ -179,6 +180,34 @@ def _of_system(error: BaseException | None) -> errors.PfmsError:
     )
 
 
+class UnexpectedErrors:
+    """ASGI middleware around the routes: an error that nobody expected is logged and answered.
+
+    Starlette's own way raises the error again after the answer, and uvicorn then cuts the
+    connection: a client that is still sending its volume would not see the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            log.exception("%s %s", scope["method"], scope["path"])
+            await problem(_of_system(error), Request(scope))(scope, receive, send)
+
+
 def install(app: FastAPI) -> None:
     """Let every error of `app` leave in this form."""
 
@@ -207,11 +236,12 @@ def install(app: FastAPI) -> None:
         return Response(status_code=_CLIENT_LEFT)  # nobody hears it
 
     async def internal(request: Request, error: Exception) -> JSONResponse:
-        # The trace is in the server's log: Starlette raises the error again after this answer.
-        return problem(_of_system(error), request)
+        # Of the middleware itself. Starlette raises the error again, so that its trace is logged.
+        return problem(errors.PfmsError(), request)
 
     app.add_exception_handler(errors.PfmsError, told)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(Exception, internal)
+    app.add_middleware(UnexpectedErrors)
