@@ -6,7 +6,7 @@ The tree::
     ├── StartError                 the service cannot start (never reaches a client)
     ├── RequestError               the caller can mend it
     │   ├── InvalidParameter  MissingModelID  InvalidModelID  MissingFile  IdempotencyMismatch
-    │   ├── Forbidden
+    │   ├── Forbidden  WrongHost
     │   ├── NotAModel
     │   ├── NotANifti  TruncatedNifti  UnsupportedNifti  TooLarge
     │   ├── ModelNotFound  JobNotFound
@@ -86,6 +86,14 @@ class Forbidden(RequestError):
     code = "forbidden"
     title = "A web page of another origin may not do this"
     remedy = "The operator of this server can name its origin in PFMS_CORS_ORIGINS."
+
+
+class WrongHost(RequestError):
+    """The request names a host that this server does not go by."""
+
+    code = "wrong-host"
+    title = "This server does not go by the name in the URL"
+    remedy = "Call it by its IP address, or ask its operator to add this name to PFMS_HOSTNAMES."
 
 
 class MissingModelID(RequestError):
@@ -323,11 +331,12 @@ class Cancelled(RunFailed):
     remedy = "POST to the job's /rerun to run it again."
 
 
-def _leaves(kind: type[PfmsError]) -> list[type[PfmsError]]:
-    below = [leaf for sub in kind.__subclasses__() for leaf in _leaves(sub)]
+def leaves(kind: type[PfmsError]) -> list[type[PfmsError]]:
+    """The errors below `kind` in the tree that have none below them."""
+    below = [leaf for sub in kind.__subclasses__() for leaf in leaves(sub)]
     return below or [kind]
 
 
 def by_code(code: str) -> type[PfmsError]:
     """The class of a recorded `code`; `PfmsError` itself where no class has it."""
-    return next((kind for kind in _leaves(PfmsError) if kind.code == code), PfmsError)
+    return next((kind for kind in leaves(PfmsError) if kind.code == code), PfmsError)

@@ -8,8 +8,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -31,30 +33,69 @@ _GOODBYE_SECONDS = 5  # for downloads that go on when everything else has ended
 _QUIET = ("uvicorn.error", "sse_starlette", "python_multipart", "httpx")
 
 
+class StopSignals:
+    """Notes SIGTERM, SIGINT and SIGHUP from now until the process ends; the event loop acts.
+
+    Before there is a loop, and after it has ended, nothing has to be drained: a note is enough.
+    """
+
+    def __init__(self) -> None:
+        self.noted = False
+        self._react: Callable[[], object] | None = None
+        kinds = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # its terminal is closed; not nohup's
+            kinds.append(signal.SIGHUP)
+        for kind in kinds:
+            signal.signal(kind, self._note)
+
+    def _note(self, kind: int, frame: FrameType | None) -> None:
+        self.noted = True
+        if self._react is not None:
+            self._react()
+
+    @contextmanager
+    def lead_to(self, action: Callable[[], None]) -> Iterator[None]:
+        """Let each signal run `action` on the running loop; once now, if one came before."""
+        loop = asyncio.get_running_loop()
+        self._react = partial(loop.call_soon_threadsafe, action)
+        try:
+            if self.noted:
+                action()
+            yield
+        finally:
+            self._react = None
+
+
 class Server(uvicorn.Server):
     """uvicorn, but a signal drains the service first, while it still listens.
 
     uvicorn's own way closes the listeners at once, so that nobody could be told of the drain.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, listens: Callable[[], None]):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        signals: StopSignals,
+        listens: Callable[[], None],
+    ):
         super().__init__(config)
         self._service = service
+        self._signals = signals
         self._listens = listens
         self._drain: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
-        self._loop = asyncio.get_running_loop()
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # its terminal is closed; not nohup's
-            self._loop.add_signal_handler(signal.SIGHUP, self._asked_to_stop)
         await super().startup(sockets)
         if self.started:
             self._listens()
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Only note it: the loop acts."""
-        self._loop.call_soon_threadsafe(self._asked_to_stop)
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """React to signals in our way instead of uvicorn's."""
+        with self._signals.lead_to(self._asked_to_stop):
+            yield
 
     def _asked_to_stop(self) -> None:
         if self._drain is None:
@@ -109,6 +150,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     Raises:
         StartError: The service cannot start.
     """
+    signals = StopSignals()
     os.umask(UMASK)
     set_up_logging()
     app = create_app(settings)
@@ -116,10 +158,12 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     gc.collect()
     gc.freeze()
     with listen(settings.host, settings.port) as sock:
-        asyncio.run(_serve(app, sock, say))
+        asyncio.run(_serve(app, sock, signals, say))
 
 
-async def _serve(app: FastAPI, sock: socket.socket, say: Callable[[str], None]) -> None:
+async def _serve(
+    app: FastAPI, sock: socket.socket, signals: StopSignals, say: Callable[[str], None]
+) -> None:
     # The default has few threads on a small machine: long work must not keep short work waiting.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "pfms"))
     service: Service = app.state.service
@@ -128,8 +172,10 @@ async def _serve(app: FastAPI, sock: socket.socket, say: Callable[[str], None]) 
     )
     await service.start()
     try:
+        if signals.noted:
+            return
         where = f"pfms listens on {url_of(sock)} (device {', '.join(service.devices)})"
-        await Server(config, service, lambda: say(where)).serve(sockets=[sock])
+        await Server(config, service, signals, lambda: say(where)).serve(sockets=[sock])
     finally:
         await service.stop()
 
@@ -152,12 +198,13 @@ def serve_reloading(settings: Settings, folders: list[str]) -> None:
 
 def _serve_this_time(sockets: list[socket.socket] | None) -> None:
     """What the reloader runs, until it sends a signal."""
+    signals = StopSignals()
     os.umask(UMASK)
     set_up_logging()
     try:
         # What runs goes back into the queue at once: a change is to be seen now.
         app = create_app(load_settings(drain_seconds=0))
         [sock] = sockets or []
-        asyncio.run(_serve(app, sock, log.info))
+        asyncio.run(_serve(app, sock, signals, log.info))
     except StartError as error:
         log.error(error.line)  # and the reloader waits for a change that mends it

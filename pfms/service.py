@@ -114,7 +114,9 @@ class Service:
             missing["draining"] = "the server is stopping and takes nothing new"
         if (lacking := self._executor.missing()) is not None:
             missing[lacking.name] = lacking.words
-        if await self.intake.room.left() < 0:
+        if (trouble := await asyncio.to_thread(self._workspace.trouble)) is not None:
+            missing["workspace"] = trouble
+        elif await self.intake.room.left() < 0:
             missing["disk-full"] = "less than PFMS_MIN_FREE_BYTES is free"
         there = await asyncio.to_thread(self._executor.devices)
         if not set(self.devices) & set(there):

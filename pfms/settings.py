@@ -8,10 +8,12 @@ from pydantic import ByteSize, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pfms.errors import StartError
+from pfms.hosts import normal_host, normal_origin
 from pfms.plugin.adaptations import adaptations
 
 CONFIG_FILE = "config.env"
 GIB = 2**30
+_ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
 _LONGEST_DAYS = 36_500  # a century; dates cannot reckon with much more
 
 
@@ -51,8 +53,10 @@ class Settings(BaseSettings):
     keep_records_days: float = Field(0, ge=0, le=_LONGEST_DAYS)
 
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    hostnames: Annotated[tuple[str, ...], NoDecode] = ()
+    root_path: str = ""
 
-    @field_validator("cors_origins", "adaptations_off", mode="before")
+    @field_validator("cors_origins", "hostnames", "adaptations_off", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -65,6 +69,25 @@ class Settings(BaseSettings):
         if value == "":  # it would be the working folder
             raise ValueError("name a folder")
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in origins:
+            raise ValueError("name each origin; * would let every web page in")
+        return tuple(normal_origin(origin) for origin in origins)
+
+    @field_validator("hostnames")
+    @classmethod
+    def _are_hosts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_name_or_pattern(name) for name in names)
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_prefix(cls, path: str) -> str:
+        if path and not _ROOT_PATH.fullmatch(path):
+            raise ValueError("write a path such as /pfms: with a slash before it and none after it")
+        return path
 
     @field_validator("adaptations_off")
     @classmethod
@@ -79,6 +102,18 @@ class Settings(BaseSettings):
         if isinstance(value, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", value):
             raise ValueError("write a size as 2GiB, 500MB, or a number of bytes")
         return value
+
+
+def _name_or_pattern(text: str) -> str:
+    if text == "*":
+        return text
+    try:
+        star = "*." if text.startswith("*.") else ""
+        return star + normal_host(text.removeprefix("*."))
+    except ValueError:
+        raise ValueError(
+            "write host names without scheme, port and path, such as pfms.example,*.clinic.example"
+        ) from None
 
 
 def load_settings(config_file: Path | None = None, **overrides: Any) -> Settings:

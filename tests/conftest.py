@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from pfms.models.store import ModelStore
+from tests.documented import check_documented
 
 ROOT = Path(__file__).parent.parent
 PLUGINS = Path(__file__).parent / "plugins"
@@ -103,7 +104,9 @@ class Server:
     http: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
-        self.http = httpx.Client(base_url=f"{self.url}/api/v1", timeout=60)
+        self.http = httpx.Client(
+            base_url=f"{self.url}/api/v1", timeout=60, event_hooks={"response": [check_documented]}
+        )
 
     def infer(self, content: bytes | None = None, model: str = "demo", **request: Any) -> Any:
         """POST a volume to NIfTIinference; `request` goes to httpx (params are merged)."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 
@@ -24,7 +25,7 @@ def check(answer: httpx.Response, status: int, code: str, server: Server) -> dic
     problem: dict[str, Any] = answer.json()
     assert problem["status"] == status
     assert problem["type"].endswith(f"#{code}")
-    assert problem["instance"] == answer.url.path.rstrip("/")
+    assert unquote(problem["instance"]) == answer.url.path.rstrip("/")
     for name in ("title", "detail", "remedy"):
         assert problem[name]
     for text in (str(server.workspace), "Traceback", "/site-packages/", "/tests/"):

@@ -40,6 +40,7 @@ STOREYS = (
     "settings",
     "plugin",
     "client",
+    "hosts",
     "clock",
     "aio",
     "errors",

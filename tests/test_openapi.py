@@ -105,6 +105,26 @@ def test_the_documentation_shows_every_call_and_body(
         assert f'id="{name}"' in page
 
 
+def test_swagger_ui_is_served_whole_by_pfms_itself(server: Server) -> None:
+    page = server.http.get(f"{server.url}/docs/try")
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    options = json.loads(re.findall(r"SwaggerUIBundle\((.+)\)</script>", page.text)[0])
+    assert len(loaded) == 2
+    assert options["validatorUrl"] is None
+    for path in (*loaded, options["url"]):
+        assert path.startswith("/")
+        assert not path.startswith("//")
+        assert server.http.get(server.url + path).status_code == 200, path
+    assert "http" not in page.text
+    policy = dict(
+        each.strip().split(" ", 1) for each in page.headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert "unsafe" not in policy["script-src"]
+    assert server.http.get(f"{server.url}/docs/try/__init__.py").status_code == 422
+
+
 @pytest.mark.parametrize("path", ["/docs", "/docs/errors"])
 def test_the_documentation_needs_nothing_from_elsewhere(server: Server, path: str) -> None:
     answer = server.http.get(server.url + path)

@@ -3,8 +3,9 @@
 import json
 import os
 import platform
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pfms import __version__
 from pfms.executors import devices
 from tests.conftest import Server, StartServer, seed_model, start
 from tests.refused import check
+from tests.test_start import working
 
 DEVICE = "/spleenseg/inference/device"
 
@@ -257,3 +259,95 @@ def test_devices_may_be_chosen_by_many_at_once(start_server: StartServer) -> Non
     kept = json.loads((server.workspace / "state.json").read_text())
     assert kept["devices"] == "cpu"
     assert list(server.workspace.glob(".*.part")) == []
+
+
+# --- the workspace ---------------------------------------------------------------------------
+
+
+def calls_of(server: Server, job_id: str) -> Iterator[httpx.Response]:
+    """Every call that looks into the workspace."""
+    yield server.infer(headers={"Prefer": "respond-async"})
+    yield server.infer(headers={"Idempotency-Key": "k"})
+    yield server.http.post("/spleenseg/modelpth?modelID=x", files={"file": b"no weights"})
+    yield server.http.get("/spleenseg/modelpth")
+    yield server.http.get("/spleenseg/modelpth/demo")
+    yield server.http.put(f"{DEVICE}/cpu")
+    yield server.http.get("/jobs")
+    for path in ("", "/log", "/result", "/preview.png", "/bundle", "/bundle?voxels=true"):
+        yield server.http.get(f"/jobs/{job_id}{path}")
+    yield server.http.post(f"/jobs/{job_id}/cancel")
+    yield server.http.post(f"/jobs/{job_id}/rerun")
+    yield server.http.delete(f"/jobs/{job_id}?purge=voxels")
+    yield server.http.delete("/spleenseg/modelpth/demo")
+    yield server.http.delete(f"/jobs/{job_id}")
+
+
+def check_never_internal(server: Server, job_id: str) -> None:
+    """No call says that it is a fault of pfms, or names a path."""
+    for answer in calls_of(server, job_id):
+        assert str(server.workspace) not in answer.text
+        if answer.status_code >= 400:
+            assert answer.json()["code"] != "internal", (answer.request.url, answer.text)
+
+
+def missing(server: Server) -> dict[str, str]:
+    ready = server.http.get(f"{server.url}/health/ready")
+    assert ready.status_code == (503 if ready.json()["missing"] else 200), ready.text
+    found: dict[str, str] = ready.json()["missing"]
+    return found
+
+
+def test_a_workspace_that_was_removed_is_what_is_missing(start_server: StartServer) -> None:
+    server = start_server()
+    job_id = server.ended(server.submit())["id"]
+    log = server.log.rename(server.workspace.parent / "server.log")
+    shutil.rmtree(server.workspace)
+
+    assert missing(server) == {"workspace": "the folder uploads of the workspace is not there"}
+    refusal = server.infer()
+    assert (refusal.status_code, refusal.json()["code"]) == (503, "not-ready")
+    assert "No such file or directory" in refusal.json()["detail"]
+    assert "/health/ready" in refusal.json()["remedy"]
+    assert "retry-after" in refusal.headers
+    check_never_internal(server, job_id)
+    assert server.stop() == 0
+    assert "Traceback" in log.read_text()  # for the operator, who has to find out
+
+
+@pytest.mark.parametrize("name", ["uploads", "models", "jobs"])
+def test_a_folder_of_the_workspace_that_was_removed_is_named(
+    start_server: StartServer, name: str
+) -> None:
+    server = start_server()
+    job_id = server.ended(server.submit())["id"]
+    shutil.rmtree(server.workspace / name)
+
+    assert missing(server) == {"workspace": f"the folder {name} of the workspace is not there"}
+    check_never_internal(server, job_id)
+
+
+def test_a_workspace_that_may_not_be_written_to_is_what_is_missing_until_it_may(
+    start_server: StartServer,
+) -> None:
+    prefix: Sequence[str] = ()
+    if os.geteuid() == 0:  # no permission binds root, until this right is taken away
+        prefix = working("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    server = start_server(prefix=prefix)
+    job_id = server.ended(server.submit())["id"]
+    folders = [server.workspace / name for name in ("uploads", "models", "jobs")]
+    try:
+        for folder in folders:
+            folder.chmod(0o555)
+        assert missing(server) == {
+            "workspace": "the folder uploads of the workspace cannot be read and written"
+        }
+        refusal = server.infer()
+        assert (refusal.status_code, refusal.json()["code"]) == (503, "not-ready"), refusal.text
+        assert "Permission denied" in refusal.json()["detail"]
+        assert server.http.get(f"/jobs/{job_id}/result").status_code == 200
+        check_never_internal(server, job_id)
+    finally:
+        for folder in folders:
+            folder.chmod(0o770)
+    assert missing(server) == {}
+    assert server.infer().status_code in (200, 404)  # the model may have been removed

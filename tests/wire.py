@@ -56,7 +56,7 @@ class Wire:
 
     def head(self, method: str, target: str, **headers: str | int) -> None:
         """Send a request's head; `_` in the name of a header is `-`."""
-        lines = [f"{method} {target} HTTP/1.1", "Host: pfms.test"]
+        lines = [f"{method} {target} HTTP/1.1", "Host: localhost"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self.send(("\r\n".join(lines) + "\r\n\r\n").encode())
 

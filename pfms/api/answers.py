@@ -52,6 +52,11 @@ def job_headers(job: Job) -> dict[str, str]:
     return headers
 
 
+def job_location(request: Request, job: Job) -> str:
+    """The path of a job, for `Location`."""
+    return f"{request.scope['root_path']}/api/v1/jobs/{job.id}"
+
+
 class FileAnswer(FileResponse):
     """An opened file, streamed, with ETag and ranges.
 

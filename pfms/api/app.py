@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, Depends, FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.utils import get_openapi
 
 from pfms import __version__, errors
 from pfms.api import jobs, pages, problems, spleenseg, system
-from pfms.api.edges import Edges
-from pfms.api.origins import check_origin
+from pfms.api.names import HostCheck, names_of
+from pfms.api.origins import NamedOrigins, check_origin
+from pfms.api.paths import Paths
 from pfms.api.schemas import Problem
 from pfms.executors.base import Executor
 from pfms.executors.choice import make_executor
@@ -73,7 +73,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url="/docs/try",
+        docs_url=None,  # pages.py has one that needs no other host
         redoc_url=None,
         responses=problems.responses(),
         generate_unique_id_function=lambda route: route.name,  # the operationId
@@ -90,13 +90,15 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
     app.include_router(system.health)
     app.include_router(pages.router)
     problems.install(app)
+    # The last one added is the outermost.
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            NamedOrigins,
             allow_origins=list(settings.cors_origins),
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=["X-Pfms-Job", "X-Pfms-Warning", "Location"],
         )
-    app.add_middleware(Edges)
+    app.add_middleware(HostCheck, names=names_of(settings))
+    app.add_middleware(Paths, root_path=settings.root_path)
     return app

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -19,9 +19,11 @@ from pfms.api.answers import (
     JobID,
     Uses,
     job_headers,
+    job_location,
     resultant_file,
 )
 from pfms.api.problems import responses
+from pfms.api.refusals import QUEUE, RESULT
 from pfms.api.schemas import JobPage, JobView
 from pfms.jobs.events import Event
 from pfms.jobs.job import Resultant, State, valid_job_id
@@ -115,15 +117,6 @@ async def show_log(service: Uses, job_id: JobID) -> Response:
     return StreamingResponse(chunks(), media_type="text/plain", headers=job_headers(job))
 
 
-_NO_RESULT = (
-    errors.JobNotFound,
-    errors.JobNotFinished,
-    errors.JobFailed,
-    errors.ResultantNotMade,
-    errors.Gone,
-)
-
-
 @router.get(
     "/{job_id}/result",
     response_class=Response,
@@ -136,7 +129,7 @@ _NO_RESULT = (
         206: {"description": "a range of it", "content": {NIFTI: {}}},
         304: {"description": "it is what If-None-Match names"},
         416: {"description": "the range lies outside it", "content": {"text/plain": {}}},
-        **responses(*_NO_RESULT, errors.InvalidParameter),
+        **responses(errors.JobNotFound, *RESULT, errors.InvalidParameter),
     },
 )
 async def show_result(
@@ -161,7 +154,7 @@ async def show_result(
     response_class=Response,
     responses={
         200: {"description": "slices through the spleen", "content": {"image/png": {}}},
-        **responses(*_NO_RESULT),
+        **responses(errors.JobNotFound, *RESULT),
     },
 )
 async def show_preview(service: Uses, job_id: JobID) -> Response:
@@ -180,7 +173,6 @@ async def show_preview(service: Uses, job_id: JobID) -> Response:
             errors.JobNotFound,
             errors.JobNotFinished,
             errors.Gone,
-            errors.DiskFull,
             errors.InvalidParameter,
         ),
     },
@@ -203,7 +195,7 @@ async def show_bundle(service: Uses, job_id: JobID, voxels: bool = False) -> Res
     response_model=JobView,
     responses={
         200: {"description": "it has ended already", "model": JobView},
-        **responses(errors.JobNotFound, errors.DiskFull),
+        **responses(errors.JobNotFound),
     },
 )
 async def cancel_job(service: Uses, job_id: JobID, response: Response) -> JobView:
@@ -221,9 +213,7 @@ async def cancel_job(service: Uses, job_id: JobID, response: Response) -> JobVie
 @router.delete(
     "/{job_id}",
     status_code=204,
-    responses=responses(
-        errors.JobNotFound, errors.JobActive, errors.InvalidParameter, errors.DiskFull
-    ),
+    responses=responses(errors.JobNotFound, errors.JobActive, errors.InvalidParameter),
 )
 async def remove_job(
     service: Uses,
@@ -248,17 +238,19 @@ async def remove_job(
             errors.InvalidParameter,
             errors.UnsupportedNifti,
             errors.Gone,
-            errors.QueueFull,
-            errors.NotReady,
-            errors.DiskFull,
+            *QUEUE,
         ),
     },
 )
 async def rerun_job(
-    service: Uses, job_id: JobID, response: Response, resultant: Resultant | None = None
+    request: Request,
+    service: Uses,
+    job_id: JobID,
+    response: Response,
+    resultant: Resultant | None = None,
 ) -> JobView:
     """A new job with the same volume, the same weights and the same options."""
     old = await service.archive.job(job_id)
     job = await service.intake.rerun(old, resultant)
-    response.headers.update({**job_headers(job), "Location": f"/api/v1/jobs/{job.id}"})
+    response.headers.update({**job_headers(job), "Location": job_location(request, job)})
     return JobView.of(await service.archive.status(job.id))

@@ -51,7 +51,7 @@ def check_body(request: Request, limit: int) -> bytes:
 
 def announced_size(request: Request) -> int | None:
     """The bytes that a request announces, form and all; None where it does not say."""
-    length = request.headers.get("content-length", "")
+    length = request.headers.get("content-length", "").lstrip("0")  # of which any number may lead
     return int(length) if length.isdigit() else None
 
 

@@ -1,28 +1,55 @@
 """Who may ask for a change: programs, our own pages, and the origins that the settings name.
 
-CORS alone keeps another page from reading an answer, and not from sending what a form can send.
+CORS alone keeps a page of another origin from reading an answer. It does not keep that page from
+sending what a form can send.
 """
 
-from urllib.parse import urlsplit
-
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 
 from pfms.api.answers import Uses
 from pfms.errors import Forbidden
+from pfms.hosts import normal_origin
+
+
+class NamedOrigins(CORSMiddleware):
+    """CORS for the origins of the settings, however a client spells them."""
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Whether the settings name it; they hold origins in their normal form."""
+        return _normal(origin) in self.allow_origins
 
 
 async def check_origin(request: Request, service: Uses) -> None:
-    """Refuse what a browser says that a page of another origin sends; programs say nothing of it.
+    """Refuse a change that a page of another origin asks for. Only browsers send an origin.
 
     Raises:
-        Forbidden: It asks for a change, and its origin is not named in the settings.
+        Forbidden: The request asks for a change, and its origin is not named in the settings.
     """
-    origin = request.headers.get("origin")
-    if request.method in ("GET", "HEAD", "OPTIONS") or origin in service.settings.cors_origins:
+    if request.method in ("GET", "HEAD", "OPTIONS"):
         return
-    site = request.headers.get("sec-fetch-site")  # which a proxy leaves as it is
-    if site is None and origin is not None:
-        its_own = urlsplit(origin).netloc == request.headers.get("host")
+    sent = request.headers.getlist("origin")
+    origins = [_normal(origin) for origin in sent]
+    if origins and set(origins) <= set(service.settings.cors_origins):
+        return
+    site = request.headers.get("sec-fetch-site")  # proxies leave it as it is
+    if site is None and sent:
+        its_own = len(sent) == 1 and origins[0] is not None and origins[0] == _own(request, sent[0])
         site = "same-origin" if its_own else "cross-site"
     if site not in (None, "same-origin", "none"):
-        raise Forbidden(f"A page of {origin or 'another origin'} asked for it.")
+        shown = ", ".join(sent)[:200]
+        raise Forbidden(f"A page of {shown or 'another origin'} asked for it.")
+
+
+def _normal(origin: str) -> str | None:
+    """An origin in its normal form; None where a header holds something else."""
+    try:
+        return normal_origin(origin)
+    except ValueError:
+        return None
+
+
+def _own(request: Request, origin: str) -> str | None:
+    """The origin of our own pages. Where TLS ends at a proxy, only the browser knows the scheme."""
+    scheme = origin.partition("://")[0]
+    return _normal(f"{scheme}://{request.headers.get('host', '')}")

@@ -1,23 +1,35 @@
 """The documentation as pages of our own: all of it in the answer, since hospitals are offline.
 
-`/docs` is the OpenAPI document for people, `/docs/errors` is where a problem's `type` leads.
+`/docs` is the OpenAPI document for people, `/docs/errors` is where a problem's `type` leads,
+`/docs/try` is Swagger UI.
 """
 
 import inspect
+import json
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from html import escape
-from typing import Any
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import FileResponse, HTMLResponse
 
 from pfms.api.problems import DOCS, STATUS
 
 router = APIRouter(prefix="/docs", include_in_schema=False)
 
 # Nothing on these pages comes from elsewhere, and the browser holds them to it.
-_HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+_NOTHING_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+_POLICY = f"{_NOTHING_ELSE}; style-src 'unsafe-inline'"
+_POLICY_OF_TRY = (
+    f"{_NOTHING_ELSE}; script-src 'self' 'sha256-{{}}'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; connect-src 'self'"
+)
+_SWAGGER_UI = Path(str(files("fastapi_swagger"))) / "resources"
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h2 { margin-top: 2.5rem; font-size: 1.1rem }
@@ -44,15 +56,15 @@ async def show_calls(request: Request) -> HTMLResponse:
     ]
     intro = (
         _text(document["info"]["description"])
-        + f'<p>The same for programs is <a href="/openapi.json">/openapi.json</a>; '
-        f'<a href="{DOCS}">{DOCS}</a> explains the problems. <a href="/docs/try">/docs/try</a> '
-        "(Swagger UI) calls the service from the browser; it is loaded from the internet.</p>"
+        + f"<p>{_link(request, '/openapi.json')} is the same for programs, "
+        f"{_link(request, DOCS)} explains the problems, "
+        f"{_link(request, '/docs/try')} (Swagger UI) calls the service from the browser.</p>"
     )
     return _page("pfms: every call", [intro, *calls, "<h1>The bodies</h1>", *bodies])
 
 
 @router.get("/errors")
-async def show_errors() -> HTMLResponse:
+async def show_errors(request: Request) -> HTMLResponse:
     """Every problem by its code: when it is answered, and what to do then."""
     sections = [
         _heading(kind.code, kind.code)
@@ -63,16 +75,51 @@ async def show_errors() -> HTMLResponse:
     ]
     intro = (
         "<p>A refusal is <code>application/problem+json</code> (RFC 9457). Programs test its "
-        '<code>code</code>; its <code>type</code> leads here. <a href="/docs">Every call</a></p>'
+        f"<code>code</code>; its <code>type</code> leads here. {_link(request, '/docs')} shows "
+        "every call.</p>"
     )
     return _page("pfms: the problems", [intro, *sections])
+
+
+@router.get("/try")
+async def try_calls(request: Request) -> HTMLResponse:
+    """Swagger UI: the calls, to be made from the browser."""
+    root = request.scope["root_path"]
+    options = {
+        "url": f"{root}/openapi.json",
+        "dom_id": "#swagger-ui",
+        "deepLinking": True,
+        "validatorUrl": None,  # another host
+    }
+    script = f"SwaggerUIBundle({json.dumps(options)})"
+    html = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>pfms: try it</title>'
+        f'<link rel="stylesheet" href="{root}/docs/try/swagger-ui.css"></head>'
+        '<body><div id="swagger-ui"></div>'
+        f'<script src="{root}/docs/try/swagger-ui-bundle.js"></script>'
+        f"<script>{script}</script></body></html>"
+    )
+    policy = _POLICY_OF_TRY.format(b64encode(sha256(script.encode()).digest()).decode())
+    return HTMLResponse(html, headers={"Content-Security-Policy": policy})
+
+
+@router.get("/try/{name}")
+async def show_file_of_swagger_ui(
+    name: Literal["swagger-ui.css", "swagger-ui-bundle.js"],
+) -> FileResponse:
+    """What the page above loads."""
+    return FileResponse(_SWAGGER_UI / name)
+
+
+def _link(request: Request, path: str) -> str:
+    return f'<a href="{request.scope["root_path"]}{path}">{path}</a>'
 
 
 def _page(title: str, parts: Iterable[str]) -> HTMLResponse:
     head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
     body = f"<h1>{title}</h1>{''.join(parts)}"
     html = f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>'
-    return HTMLResponse(html, headers=_HEADERS)
+    return HTMLResponse(html, headers={"Content-Security-Policy": _POLICY})
 
 
 def _call(name: str, call: Mapping[str, Any]) -> str:

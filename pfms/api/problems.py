@@ -1,17 +1,22 @@
 """The one table from error to `application/problem+json` (RFC 9457)."""
 
+import errno
 import logging
 import math
+import os
+import sqlite3
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pfms import errors
+from pfms.api.paths import methods_of
 from pfms.api.schemas import Problem
 
 log = logging.getLogger(__name__)
@@ -25,6 +30,7 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.MissingModelID: 422,
     errors.InvalidModelID: 422,
     errors.Forbidden: 403,
+    errors.WrongHost: 421,
     errors.MissingFile: 422,
     errors.IdempotencyMismatch: 422,
     errors.NotAModel: 422,
@@ -74,6 +80,14 @@ class MethodNotAllowed(errors.RequestError):
 
 STATUS |= {NotFound: 404, MethodNotAllowed: 405}
 
+# What any call may answer: who calls (names.py), and what the system below pfms refuses.
+ANYWHERE: tuple[type[errors.PfmsError], ...] = (
+    errors.PfmsError,
+    errors.WrongHost,
+    errors.NotReady,
+    errors.DiskFull,
+)
+
 
 def problem(
     error: errors.PfmsError, request: Request, headers: dict[str, str] | None = None
@@ -81,11 +95,11 @@ def problem(
     """The answer that tells a client of `error`."""
     status = STATUS[type(error)]
     body = Problem(
-        type=f"{DOCS}#{error.code}",
+        type=f"{request.scope['root_path']}{DOCS}#{error.code}",
         title=error.title,
         status=status,
         detail=error.detail,
-        instance=request.url.path,
+        instance=quote(request.scope["path"]),
         code=error.code,
         remedy=error.remedy,
         job=error.job,
@@ -103,7 +117,7 @@ def problem(
 def responses(*kinds: type[errors.PfmsError]) -> dict[int | str, dict[str, Any]]:
     """What a route's documentation says of the problems it may answer with."""
     by_status: dict[int | str, dict[str, Any]] = {}
-    every: list[type[errors.PfmsError]] = [*kinds, errors.PfmsError]
+    every: dict[type[errors.PfmsError], None] = dict.fromkeys((*kinds, *ANYWHERE))
     for kind in every:
         status = STATUS[kind]
         entry = by_status.setdefault(
@@ -129,17 +143,69 @@ def _of_validation(error: RequestValidationError) -> errors.PfmsError:
 
 
 def _methods_of(request: Request) -> list[str]:
-    """What the path takes: Starlette's own Allow knows but the first of the routes on a path."""
-    scope = {"type": "http", "root_path": "", "headers": [], "path": request.scope["path"]}
-    found = [
-        method
-        for method in ("GET", "POST", "PUT", "DELETE")
-        if any(
-            route.matches({**scope, "method": method})[0] is Match.FULL
-            for route in request.app.routes
-        )
-    ]
+    """What the path takes: Starlette's own Allow only knows the first of the routes on a path."""
+    path = request.scope["path"].removeprefix(request.scope["root_path"])
+    found = methods_of(path, request.app.routes)
     return ["HEAD", *found] if "GET" in found else found
+
+
+# Errors that only a mistake of our own can cause.
+_BUGS = (errno.EBADF, errno.EINVAL, errno.EFAULT)
+# The disk's part of what SQLite tells; a wrong statement is SQLITE_ERROR, and stays `internal`.
+_SQLITE_ON_DISK = ("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_BUSY")
+
+
+def _of_system(error: BaseException | None) -> errors.PfmsError:
+    """The problem where the operating system or SQLite refused: its words, but no path.
+
+    Anything else is `internal`.
+    """
+    told = None
+    while error is not None and told is None:
+        if isinstance(error, OSError) and error.errno and error.errno not in _BUGS:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return errors.DiskFull("The disk of the server ran full.")
+            told = os.strerror(error.errno)
+        elif isinstance(error, sqlite3.Error):
+            name = getattr(error, "sqlite_errorname", "")
+            if name == "SQLITE_FULL":
+                return errors.DiskFull("The disk of the server ran full.")
+            told = str(error) if name.startswith(_SQLITE_ON_DISK) else None
+        error = error.__cause__
+    if told is None:
+        return errors.PfmsError()
+    return errors.NotReady(
+        f"The server could not use its files: {told}.",
+        "Tell the operator of this server: GET /health/ready and the server's log say more.",
+    )
+
+
+class UnexpectedErrors:
+    """ASGI middleware around the routes: an error that nobody expected is logged and answered.
+
+    Starlette's own way raises the error again after the answer, and uvicorn then cuts the
+    connection: a client that is still sending its volume would not see the answer.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        begun = False
+
+        async def send_on(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_on)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            log.exception("%s %s", scope["method"], scope["path"])
+            await problem(_of_system(error), Request(scope))(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
@@ -148,7 +214,7 @@ def install(app: FastAPI) -> None:
     async def told(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.PfmsError)  # noqa: S101  (so it is registered)
         if error.code == errors.PfmsError.code:
-            log.error("%s: %s", request.url.path, error.detail)
+            log.error("%s: %s", request.scope["path"], error.detail)
         return problem(error, request)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
@@ -166,11 +232,11 @@ def install(app: FastAPI) -> None:
         return problem(errors.InvalidParameter(str(error.detail)), request, headers)
 
     async def left(request: Request, error: Exception) -> Response:
-        log.info("%s: the client went away", request.url.path)
+        log.info("%s: the client went away", request.scope["path"])
         return Response(status_code=_CLIENT_LEFT)  # nobody hears it
 
     async def internal(request: Request, error: Exception) -> JSONResponse:
-        # The trace is in the server's log: Starlette raises the error again after this answer.
+        # Of the middleware itself. Starlette raises the error again, so that its trace is logged.
         return problem(errors.PfmsError(), request)
 
     app.add_exception_handler(errors.PfmsError, told)
@@ -178,3 +244,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(Exception, internal)
+    app.add_middleware(UnexpectedErrors)

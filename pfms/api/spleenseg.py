@@ -8,9 +8,18 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from pfms import errors
-from pfms.api.answers import HEADERS, LOCATION, NIFTI, Uses, job_headers, resultant_file
+from pfms.api.answers import (
+    HEADERS,
+    LOCATION,
+    NIFTI,
+    Uses,
+    job_headers,
+    job_location,
+    resultant_file,
+)
 from pfms.api.multipart import OPENAPI_BODY, announced_size, check_body, receive_file
 from pfms.api.problems import responses
+from pfms.api.refusals import MODEL_IN_PATH, MODEL_IN_QUERY, QUEUE, RUN, UPLOAD, VOLUME
 from pfms.api.schemas import Devices, JobView, ModelInfo, ModelList, ModelStored
 from pfms.jobs.intake import InferenceRequest
 from pfms.jobs.job import Job, Resultant
@@ -23,15 +32,6 @@ router = APIRouter(prefix="/spleenseg", tags=["spleenseg"])
 _SHOWN = {"pattern": f"^{MODEL_ID.pattern}$"}
 ModelID = Annotated[str, Query(examples=["demo"], json_schema_extra=_SHOWN)]
 ModelIDInPath = Annotated[str, Path(examples=["demo"], json_schema_extra=_SHOWN)]
-_UPLOAD = (
-    errors.MissingModelID,
-    errors.InvalidModelID,
-    errors.MissingFile,
-    errors.InvalidParameter,
-    errors.TooLarge,
-    errors.NotReady,
-    errors.DiskFull,
-)
 _PREFER = "`respond-async`: 202 at once; `wait=N`: 200 if done within N seconds, else 202"
 _KEY = "a repeat joins the first job, or gets its end"
 _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
@@ -40,7 +40,7 @@ _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
 @router.post(
     "/modelpth",
     openapi_extra=OPENAPI_BODY,
-    responses=responses(*_UPLOAD, errors.NotAModel),
+    responses=responses(*MODEL_IN_QUERY, *UPLOAD, errors.NotAModel),
 )
 async def upload_model(request: Request, service: Uses, modelID: ModelID) -> ModelStored:
     """Store weights (a `.pth`) under a model ID; a model of that ID is replaced."""
@@ -62,7 +62,7 @@ async def list_models(service: Uses) -> ModelList:
     return ModelList(models=await asyncio.to_thread(service.models.names))
 
 
-@router.get("/modelpth/{modelID}", responses=responses(errors.ModelNotFound, errors.InvalidModelID))
+@router.get("/modelpth/{modelID}", responses=responses(*MODEL_IN_PATH))
 async def show_model(service: Uses, modelID: ModelIDInPath) -> ModelInfo:
     """What is known of one model."""
     model = await asyncio.to_thread(service.models.get, modelID)
@@ -72,7 +72,7 @@ async def show_model(service: Uses, modelID: ModelIDInPath) -> ModelInfo:
 @router.delete(
     "/modelpth/{modelID}",
     status_code=204,
-    responses=responses(errors.ModelNotFound, errors.InvalidModelID),
+    responses=responses(*MODEL_IN_PATH),
 )
 async def remove_model(service: Uses, modelID: ModelIDInPath) -> None:
     """Remove a model. Jobs that were accepted with it keep its weights until they end."""
@@ -99,22 +99,14 @@ async def remove_model(service: Uses, modelID: ModelIDInPath) -> None:
             },
         },
         **responses(
-            *_UPLOAD,
+            *MODEL_IN_QUERY,
             errors.ModelNotFound,
-            errors.NotANifti,
-            errors.TruncatedNifti,
-            errors.UnsupportedNifti,
+            *UPLOAD,
+            *VOLUME,
             errors.IdempotencyMismatch,
-            errors.QueueFull,
-            errors.NoDevice,
+            *QUEUE,
             errors.Interrupted,
-            errors.PluginFailed,
-            errors.BadResult,
-            errors.OutOfMemory,
-            errors.GpuOutOfMemory,
-            errors.NoSharedMemory,
-            errors.TimedOut,
-            errors.Cancelled,
+            *RUN,
             errors.Gone,
             errors.ResultantNotMade,
         ),
@@ -150,16 +142,16 @@ async def infer(
         job = await _wait(request, service, job, seconds)
     if not job.ended:
         return await _accepted(
-            service, job, "respond-async" if respond_async else f"wait={seconds}"
+            request, service, job, "respond-async" if respond_async else f"wait={seconds}"
         )
     if job.error is not None:
         raise job.error.error(job.id)
     return await resultant_file(service.archive, job, resultant)
 
 
-async def _accepted(service: Service, job: Job, preference: str) -> Response:
+async def _accepted(request: Request, service: Service, job: Job, preference: str) -> Response:
     view = JobView.of(await service.archive.status(job.id))
-    location = {"Location": f"/api/v1/jobs/{job.id}", "Preference-Applied": preference}
+    location = {"Location": job_location(request, job), "Preference-Applied": preference}
     return Response(
         view.model_dump_json(),
         202,
@@ -226,7 +218,7 @@ async def show_device(service: Uses) -> Devices:
 
 @router.put(
     "/inference/device/{device}",
-    responses=responses(errors.InvalidParameter, errors.DiskFull),
+    responses=responses(errors.InvalidParameter),
 )
 async def set_device(service: Uses, device: Annotated[str, Path(examples=["auto"])]) -> Devices:
     """Let runs go to a device from now on, across restarts; `auto` gives the setting's back."""

@@ -72,7 +72,10 @@ async def live() -> Live:
     return Live()
 
 
-@health.get("/ready", responses={503: {"description": "what is missing", "model": Ready}})
+@health.get(
+    "/ready",
+    responses={**responses(), 503: {"description": "what is missing", "model": Ready}},
+)
 async def ready(service: Uses, response: Response) -> Ready:
     """Whether a run would start now, and else what it waits for."""
     missing = await service.missing()

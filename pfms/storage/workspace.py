@@ -231,6 +231,15 @@ class Workspace:
             sync_folder(self.jobs)
         discard(aside)
 
+    def trouble(self) -> str | None:
+        """Why it cannot be used any more, in words without its path; None where it can."""
+        for folder in (self.uploads, self.models, self.jobs):
+            if not folder.is_dir():
+                return f"the folder {folder.name} of the workspace is not there"
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                return f"the folder {folder.name} of the workspace cannot be read and written"
+        return None
+
     def free_bytes(self) -> int:
         """What is free on the disk of the workspace."""
         return shutil.disk_usage(self.root).free

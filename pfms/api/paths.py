@@ -1,0 +1,69 @@
+"""What holds for every path: the prefix of a proxy, the trailing slash, HEAD wherever GET is."""
+
+from collections.abc import Iterable
+
+import anyio
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+METHODS = ("GET", "POST", "PUT", "DELETE")
+
+
+class Paths:
+    """ASGI middleware in front of the routes.
+
+    A proxy that serves pfms under a prefix may take the prefix off a path or leave it on: both
+    lead to the same route. `/path/` is `/path`, directly: proxies break redirects. HEAD is GET
+    whose handler is stopped when the head of its answer is out, so that it reads no file and
+    follows no events.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self._root = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        if len(path) > 1 and path.endswith("/"):
+            path = path.rstrip("/") or "/"
+        if self._root and not self._has_prefix(path, scope["app"].routes):
+            path = self._root + path
+        # In place: the outermost handler, which tells of unexpected errors, sees it as well.
+        scope.update(path=path, root_path=self._root)
+        if scope["method"] == "HEAD":
+            await self._head({**scope, "method": "GET"}, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _has_prefix(self, path: str, routes: Iterable[BaseRoute]) -> bool:
+        if not f"{path}/".startswith(f"{self._root}/"):
+            return False
+        # A prefix such as /api is also how our own paths begin.
+        return bool(
+            methods_of(path.removeprefix(self._root), routes) or not methods_of(path, routes)
+        )
+
+    async def _head(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with anyio.create_task_group() as group:
+
+            async def send_head(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    await send(message)
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    group.cancel_scope.cancel()
+
+            await self.app(scope, receive, send_head)
+
+
+def methods_of(path: str, routes: Iterable[BaseRoute]) -> list[str]:
+    """The methods that a path takes, without any prefix of a proxy; empty where nothing is."""
+    scope = {"type": "http", "root_path": "", "headers": [], "path": path}
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    ]
