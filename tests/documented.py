@@ -3,10 +3,12 @@
 import re
 from functools import cache
 from pathlib import Path
+from urllib.parse import unquote
 
 import httpx
 
 from pfms.api.app import create_app
+from pfms.executors.fresh import FreshExecutor
 from pfms.settings import load_settings
 
 CODE = re.compile(r"`([a-z-]+)`")
@@ -18,7 +20,8 @@ Codes = dict[str, set[str]]  # those of each status
 @cache
 def calls() -> list[tuple[str, re.Pattern[str], Codes]]:
     """Method, path and codes of every call in the document."""
-    app = create_app(load_settings(plugin_command=str(PLUGIN), devices="cpu"))
+    settings = load_settings(plugin_command=str(PLUGIN), devices="cpu")
+    app = create_app(settings, FreshExecutor())  # which makes no workspace
     found = []
     for route, methods in app.openapi()["paths"].items():
         path = re.compile(re.sub(r"{[^}]+}", "[^/]+", route) + "/?")
@@ -36,7 +39,7 @@ def check_documented(response: httpx.Response) -> None:
     if not is_problem or request.method == "HEAD":
         return
     response.read()
-    path = request.url.raw_path.decode().partition("?")[0]
+    path = unquote(request.url.raw_path.decode().partition("?")[0])  # as the routes see it
     for method, pattern, codes in calls():
         if method == request.method and pattern.fullmatch(path):
             listed = codes.get(str(response.status_code), set())

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from pfms.client.client import PfmsClient, Update
+from pfms.client import PfmsClient, Update
 from tests.conftest import ROOT, Server, eventually, image_of, nifti_bytes, seed_model, start
 from tests.test_server import let_end
 from tests.wire import FORM, Wire
