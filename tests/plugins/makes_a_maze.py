@@ -10,7 +10,7 @@ LONGEST = "n" * 255
 
 segment()
 here = Path.cwd()
-for place, depth in ((here / "output", 3000), (here, 50)):
+for place, depth in ((here / "output", 1500), (here, 50)):
     os.chdir(place)
     Path("link-to-a-folder").symlink_to("/etc")
     Path("link-to-a-file").symlink_to(here / "input" / "model.pth")
