@@ -147,7 +147,7 @@ WRONG: list[tuple[dict[str, Any], type[RequestError], str]] = [
     ({"pixdim": [1, np.nan, 1, 1, 1, 1, 1, 1], "sform_code": 0}, UnsupportedNifti, "pixdim"),
     ({"pixdim": [1, 1, 0, 1, 1, 1, 1, 1], "sform_code": 0}, UnsupportedNifti, "pixdim"),
     ({"pixdim": [1, 1, 1, np.inf, 1, 1, 1, 1], "sform_code": 0}, UnsupportedNifti, "pixdim"),
-    ({"sform_code": 0, "quatern_b": 0.9, "quatern_c": 0.9}, UnsupportedNifti, "no rotation"),
+    ({"sform_code": 0, "quatern_b": 0.9, "quatern_c": 0.9}, UnsupportedNifti, "not a rotation"),
     ({"sform_code": 0, "quatern_b": np.nan}, UnsupportedNifti, "affine is not finite"),
     ({"sform_code": 0, "qoffset_x": np.inf}, UnsupportedNifti, "affine is not finite"),
 ]

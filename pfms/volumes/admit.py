@@ -1,6 +1,6 @@
 """Looks at an uploaded volume before the plugin sees it, and makes the copy that the plugin gets.
 
-What is written is in `labels`; the file format itself is in `niftifile`.
+The file format is in `reader`, the reading of the header's geometry in `place`.
 """
 
 from dataclasses import dataclass

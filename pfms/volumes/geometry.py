@@ -45,7 +45,7 @@ def header_affine(header: Nifti1Header) -> Affine:
         with np.errstate(all="ignore"):
             affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise UnsupportedNifti("Its qform is no rotation.") from error
+        raise UnsupportedNifti("Its qform is not a rotation.") from error
     _check(affine)
     return affine
 
@@ -67,7 +67,7 @@ def loaded_affine(header: Nifti1Header) -> Affine:
         with np.errstate(all="ignore"):
             qform = np.asarray(header.get_qform(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
-        raise UnsupportedNifti("Its sform disagrees with pixdim, its qform is none.") from error
+        raise UnsupportedNifti("Its qform is not a rotation.") from error
     if not np.allclose(pixdim, spacing_of(qform)):
         return affine
     _check(qform)

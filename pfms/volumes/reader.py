@@ -82,9 +82,9 @@ class NiftiReader:
         """Open the file and read its header.
 
         Raises:
-            NotANifti: It is none.
+            NotANifti: It is something else.
             TruncatedNifti: It ends inside its header.
-            UnsupportedNifti: Its voxels are no real numbers, or its header contradicts itself.
+            UnsupportedNifti: Its voxels are not real numbers, or its header contradicts itself.
         """
         with ExitStack() as opened:
             file = opened.enter_context(path.open("rb"))
