@@ -16,6 +16,7 @@ import pytest
 
 from pfms.api.problems import STATUS
 from tests.conftest import ROOT, Server, StartServer, eventually, seed_model, start
+from tests.documented import check_documented
 
 QUICK = 8
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
@@ -238,6 +239,18 @@ def check_busy(start_server: StartServer, seeded: Path, tmp_path: Path, examples
     seen = schemathesis(server, examples, *paths, "--header", "Prefer: respond-async")
     assert set().union(*seen.values()) >= {200, 202, 404, 409, 422, 503}
     assert "Traceback" not in server.log.read_text()
+
+
+def test_a_problem_that_the_document_does_not_list_fails_the_test_that_gets_it() -> None:
+    """Each `Server.http` of the tests looks at its answers in this way."""
+    request = httpx.Request("GET", "http://localhost/api/v1/jobs/x/?resultant=labels")
+    kind = {"content-type": "application/problem+json"}
+    listed = httpx.Response(404, headers=kind, json={"code": "job-not-found"}, request=request)
+    check_documented(listed)
+    for status, code in ((404, "model-not-found"), (410, "gone")):
+        other = httpx.Response(status, headers=kind, json={"code": code}, request=request)
+        with pytest.raises(AssertionError, match=code):
+            check_documented(other)
 
 
 def test_no_answer_is_undocumented(start_server: StartServer, seeded: Path, tmp_path: Path) -> None:
