@@ -26,6 +26,8 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.InvalidModelID: 422,
     errors.Forbidden: 403,
     errors.MissingFile: 422,
+    errors.UnsupportedCoding: 415,
+    errors.RequestTimeout: 408,
     errors.IdempotencyMismatch: 422,
     errors.NotAModel: 422,
     errors.NotANifti: 422,
@@ -76,16 +78,26 @@ STATUS |= {NotFound: 404, MethodNotAllowed: 405}
 
 
 def problem(
-    error: errors.PfmsError, request: Request, headers: dict[str, str] | None = None
+    error: errors.PfmsError,
+    path: str,
+    headers: dict[str, str] | None = None,
+    status: int | None = None,
 ) -> JSONResponse:
-    """The answer that tells a client of `error`."""
-    status = STATUS[type(error)]
+    """The answer that tells a client of `error`.
+
+    Args:
+        error: What happened.
+        path: Of the request.
+        headers: To send besides.
+        status: In place of the one that the table has for this kind of error.
+    """
+    status = status or STATUS[type(error)]
     body = Problem(
         type=f"{DOCS}#{error.code}",
         title=error.title,
         status=status,
         detail=error.detail,
-        instance=request.url.path,
+        instance=path,
         code=error.code,
         remedy=error.remedy,
         job=error.job,
@@ -95,6 +107,10 @@ def problem(
         headers["X-Pfms-Job"] = error.job
     if status == 503:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or _RETRY_SECONDS)))
+    if status == 415:
+        headers["Accept-Encoding"] = "identity"
+    if status == 408:
+        headers["Connection"] = "close"
     return JSONResponse(
         body.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE
     )
@@ -117,6 +133,8 @@ def responses(*kinds: type[errors.PfmsError]) -> dict[int | str, dict[str, Any]]
         entry["description"] = f"{entry['description']} {text}".strip()
         if status == 503:
             entry["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+        if status == 415:
+            entry["headers"] = {"Accept-Encoding": {"schema": {"type": "string"}}}
     return by_status
 
 
@@ -148,30 +166,30 @@ def install(app: FastAPI) -> None:
     async def told(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.PfmsError)  # noqa: S101  (so it is registered)
         if error.code == errors.PfmsError.code:
-            log.error("%s: %s", request.url.path, error.detail)
-        return problem(error, request)
+            log.error("%s: %s", request.scope["path"], error.detail)
+        return problem(error, request.scope["path"])
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        return problem(_of_validation(error), request)
+        return problem(_of_validation(error), request.scope["path"])
 
     async def framework(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
         headers = dict(error.headers or {})
         if error.status_code == 404:
-            return problem(NotFound(), request, headers)
+            return problem(NotFound(), request.scope["path"], headers)
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_methods_of(request))
-            return problem(MethodNotAllowed(), request, headers)
-        return problem(errors.InvalidParameter(str(error.detail)), request, headers)
+            return problem(MethodNotAllowed(), request.scope["path"], headers)
+        return problem(errors.InvalidParameter(str(error.detail)), request.scope["path"], headers)
 
     async def left(request: Request, error: Exception) -> Response:
-        log.info("%s: the client went away", request.url.path)
+        log.info("%s: the client went away", request.scope["path"])
         return Response(status_code=_CLIENT_LEFT)  # nobody hears it
 
     async def internal(request: Request, error: Exception) -> JSONResponse:
         # The trace is in the server's log: Starlette raises the error again after this answer.
-        return problem(errors.PfmsError(), request)
+        return problem(errors.PfmsError(), request.scope["path"])
 
     app.add_exception_handler(errors.PfmsError, told)
     app.add_exception_handler(RequestValidationError, invalid)

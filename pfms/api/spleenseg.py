@@ -28,6 +28,8 @@ _UPLOAD = (
     errors.InvalidModelID,
     errors.MissingFile,
     errors.InvalidParameter,
+    errors.UnsupportedCoding,
+    errors.RequestTimeout,
     errors.TooLarge,
     errors.NotReady,
     errors.DiskFull,
@@ -48,7 +50,7 @@ async def upload_model(request: Request, service: Uses, modelID: ModelID) -> Mod
     boundary = check_body(request, service.settings.max_upload_bytes)
     await service.intake.check_can_take()
     async with service.writer() as writer:
-        upload = await receive_file(request, boundary, writer)
+        upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         model = await service.add_model(model_id, upload)
     return ModelStored(
         message=f"the model is stored as {model_id!r}",
@@ -142,7 +144,7 @@ async def infer(
     await service.intake.check_can_queue(model_id, key)
 
     async with service.writer() as writer:
-        upload = await receive_file(request, boundary, writer)
+        upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         wish = Wish(model_id, resultant, held=patient and key is None, key=key)
         job = await service.intake.submit(upload, wish)
 
