@@ -6,7 +6,7 @@ The tree::
     ├── StartError                 the service cannot start (never reaches a client)
     ├── RequestError               the caller can mend it
     │   ├── InvalidParameter  MissingModelID  InvalidModelID  MissingFile  IdempotencyMismatch
-    │   ├── Forbidden  WrongHost
+    │   ├── UnsupportedCoding  RequestTimeout  Forbidden  WrongHost
     │   ├── NotAModel
     │   ├── NotANifti  TruncatedNifti  UnsupportedNifti  TooLarge
     │   ├── ModelNotFound  JobNotFound
@@ -76,7 +76,7 @@ class InvalidParameter(RequestError):
     """A query parameter, header or body that is not what the call takes."""
 
     code = "invalid-parameter"
-    title = "A parameter is not what this call takes"
+    title = "The request is not what this call takes"
     remedy = "Correct the parameter; /docs lists what each call takes."
 
 
@@ -121,6 +121,24 @@ class MissingFile(RequestError):
     code = "missing-file"
     title = "The request carries no file"
     remedy = "Send multipart/form-data with the file in the field 'file' (curl: -F file=@NAME)."
+
+
+class UnsupportedCoding(RequestError):
+    """The body is compressed on its way, by a Content-Encoding or a Transfer-Encoding."""
+
+    code = "unsupported-coding"
+    title = "The body is sent in a coding that this service does not undo"
+    remedy = (
+        "Leave the header out and send the form as it is; a .nii.gz in it is a file like any other."
+    )
+
+
+class RequestTimeout(RequestError):
+    """Nothing came for PFMS_IDLE_SECONDS in the middle of a request."""
+
+    code = "request-timeout"
+    title = "The request stopped in the middle"
+    remedy = "Send the request again; check the network if this happens again."
 
 
 class IdempotencyMismatch(RequestError):

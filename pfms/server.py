@@ -13,12 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import ChangeReload
 
 from pfms.api.app import create_app
+from pfms.api.wire import Connection
 from pfms.errors import StartError
 from pfms.service import Service
 from pfms.settings import Settings, load_settings
@@ -30,6 +32,7 @@ UMASK = 0o007
 
 _THREADS = 32
 _GOODBYE_SECONDS = 5  # for downloads that go on when everything else has ended
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # gone after a minute
 _QUIET = ("uvicorn.error", "sse_starlette", "python_multipart", "httpx")
 
 
@@ -127,6 +130,11 @@ def listen(host: str, port: int) -> socket.socket:
     # Connections inherit it. Without it head and body of an answer, two writes, lie 40 ms apart;
     # asyncio sets it only on sockets whose protocol is spelt out, which Python's are not.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A client whose machine or network is gone says nothing of it: the kernel asks now and then.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return sock
 
 
@@ -168,7 +176,19 @@ async def _serve(
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "pfms"))
     service: Service = app.state.service
     config = uvicorn.Config(
-        app, lifespan="off", log_config=None, timeout_graceful_shutdown=_GOODBYE_SECONDS
+        app,
+        http=cast(
+            "type[asyncio.Protocol]",
+            partial(
+                Connection,
+                idle_seconds=service.settings.idle_seconds,
+                root_path=service.settings.root_path,
+            ),
+        ),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        timeout_graceful_shutdown=_GOODBYE_SECONDS,
     )
     await service.start()
     try:

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
     keep_volumes_hours: float = Field(0, ge=0, le=24 * _LONGEST_DAYS)
     keep_records_days: float = Field(0, ge=0, le=_LONGEST_DAYS)
 
+    idle_seconds: float = Field(60, gt=0)
+
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     hostnames: Annotated[tuple[str, ...], NoDecode] = ()
     root_path: str = ""

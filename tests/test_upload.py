@@ -38,13 +38,14 @@ async def received(folder: Path, pieces: list[bytes], limit: int = 10_000) -> tu
 
     request = Request({"type": "http", "headers": []}, receive)
     async with UploadWriter(folder / "upload", limit) as writer:
-        upload = await receive_file(request, BOUNDARY.encode(), writer)
+        upload = await receive_file(request, BOUNDARY.encode(), writer, 60)
         return upload, upload.path.read_bytes()
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
-    content=st.binary(max_size=300) | st.text("\r\n-the-boundary", max_size=300).map(str.encode),
+    content=st.binary(min_size=1, max_size=300)
+    | st.text("\r\n-the-boundary", min_size=1, max_size=300).map(str.encode),
     cuts=st.lists(st.integers(0, 600), max_size=8),
 )
 async def test_however_a_body_is_cut_the_same_file_comes_out(

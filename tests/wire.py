@@ -3,15 +3,17 @@
 import http.client
 import json
 import socket
+import struct
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 BOUNDARY = "the-boundary"
+FILE = 'form-data; name="file"; filename="ct"'
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
 
 
-def part(content: bytes, disposition: str = 'form-data; name="file"', more: str = "") -> bytes:
+def part(content: bytes, disposition: str = FILE, more: str = "") -> bytes:
     """One part of a form, with the line that begins it."""
     head = f"--{BOUNDARY}\r\nContent-Disposition: {disposition}\r\n{more}\r\n"
     return head.encode() + content + b"\r\n"
@@ -79,6 +81,38 @@ class Wire:
         with response:
             return Answer(response)
 
-    def hang_up(self) -> None:
-        """Go away without a word."""
+    def say_no_more(self) -> None:
+        """Shut down the sending side, as `nc -N` and socat do, and still listen."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def ends(self) -> bytes:
+        """What comes until the server closes the connection."""
+        seen = b""
+        while more := self._socket.recv(65536):
+            seen += more
+        return seen
+
+    @property
+    def port(self) -> int:
+        """Of this end."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    @property
+    def server_port(self) -> int:
+        """Of the other end."""
+        port: int = self._socket.getpeername()[1]
+        return port
+
+    def peek(self) -> bytes:
+        """What has come already; it can still be read."""
+        try:
+            return self._socket.recv(65536, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
+    def hang_up(self, *, reset: bool = False) -> None:
+        """Go away without a word, or with a reset."""
+        if reset:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._socket.close()

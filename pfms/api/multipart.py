@@ -1,16 +1,20 @@
 """The field `file` of a multipart body, streamed to where it is kept: no second copy, no spool."""
 
+import asyncio
+import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 
-from pfms.errors import InvalidParameter, MissingFile, TooLarge
+from pfms.api.parts import Part, Splitter
+from pfms.errors import InvalidParameter, MissingFile, RequestTimeout, TooLarge, UnsupportedCoding
 from pfms.storage.upload import Upload, UploadWriter
 
-_FIELD = b"file"
 _OTHERS_LIMIT = 1 << 20  # bytes of headers and other fields that are read past
+_TEXT_LIMIT = 1024  # bytes up to which a field can be the text of a file's name
+_AS_IT_IS = (b"", b"7bit", b"8bit", b"binary")
 
 OPENAPI_BODY: dict[str, Any] = {
     "requestBody": {
@@ -36,13 +40,12 @@ def check_body(request: Request, limit: int) -> bytes:
         limit: The most bytes that the file may have.
 
     Raises:
-        MissingFile: The body is no multipart form.
+        UnsupportedCoding: The whole body is compressed.
+        MissingFile: The body is not a multipart form.
         TooLarge: Content-Length alone says so.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
-    boundary = options.get(b"boundary")
-    if kind != b"multipart/form-data" or not boundary:
-        raise MissingFile("The body is not multipart/form-data.")
+    _check_codings(request)
+    boundary = _boundary(request)
     length = announced_size(request)
     if length is not None and length > limit + _OTHERS_LIMIT:
         raise TooLarge(f"The request has {length} bytes, and a file may have {limit}.")
@@ -51,105 +54,178 @@ def check_body(request: Request, limit: int) -> bytes:
 
 def announced_size(request: Request) -> int | None:
     """The bytes that a request announces, form and all; None where it does not say."""
-    length = request.headers.get("content-length", "").lstrip("0")  # of which any number may lead
-    return int(length) if length.isdigit() else None
+    # Its digits were checked where the request was parsed; leading zeros can be thousands.
+    length = request.headers.get("content-length", "").lstrip("0") or "0"
+    if "content-length" not in request.headers or not re.fullmatch("[0-9]{1,20}", length):
+        return None
+    return int(length)
 
 
-async def receive_file(request: Request, boundary: bytes, writer: UploadWriter) -> Upload:
-    """Stream the field `file` into `writer`. Its filename and type are looked at by nobody.
+def _check_codings(request: Request) -> None:
+    for header, plain in (("Content-Encoding", "identity"), ("Transfer-Encoding", "chunked")):
+        codings = ",".join(request.headers.getlist(header)).lower().split(",")
+        others = [coding.strip() for coding in codings if coding.strip() not in ("", plain)]
+        if others:
+            raise UnsupportedCoding(f"The body is sent with {header}: {', '.join(others)}.")
+
+
+def _boundary(request: Request) -> bytes:
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary")
+    if kind == b"multipart/form-data" and boundary:
+        return boundary
+    if kind == b"multipart/form-data":
+        raise MissingFile(
+            "The Content-Type is multipart/form-data, but names no boundary.",
+            "Do not set Content-Type yourself: the HTTP library that makes the form writes it, "
+            "with the boundary.",
+        )
+    if "transfer-encoding" not in request.headers and not request.headers.get(
+        "content-length", ""
+    ).strip("0"):
+        raise MissingFile("The request has no body.")
+    if not kind:
+        raise MissingFile("The request has no Content-Type, so its body is not a form.")
+    sent_as = kind.decode("latin-1")[:100]
+    how = ", as curl's -d and --data-binary do" if kind.endswith(b"x-www-form-urlencoded") else ""
+    raise MissingFile(f"The body was sent as {sent_as}{how}, not as multipart/form-data.")
+
+
+async def receive_file(
+    request: Request, boundary: bytes, writer: UploadWriter, idle_seconds: float
+) -> Upload:
+    """Stream the field `file` into `writer`. Nobody looks at its type or at its filename.
 
     Raises:
-        MissingFile: The form has no such field.
+        MissingFile: The form has no such field, or no file in it.
         InvalidParameter: The form is broken, or has the field twice.
         TooLarge: The file, or what is around it, is.
+        RequestTimeout: Nothing came for `idle_seconds`.
         starlette.requests.ClientDisconnect: The client went away.
     """
+    form = _Form(boundary)
     others = 0
-    try:
-        form = _Form(boundary)
-        async for chunk in request.stream():
-            pieces = form.feed(chunk)
-            others += len(chunk) - sum(map(len, pieces))
-            if others > _OTHERS_LIMIT:
-                raise TooLarge(
-                    "The form carries more than the file.", "Send the field 'file' alone."
-                )
-            for piece in pieces:
-                await writer.feed(piece)
-        form.close()
-    except FormParserError:
-        raise InvalidParameter(
-            "The multipart body is broken.", "Let an HTTP library make the form."
-        ) from None
-    if form.files == 0:
-        raise MissingFile("The form has no field 'file'.")
-    if form.files > 1:
-        raise InvalidParameter("The form has the field 'file' more than once.", "Send one file.")
+    async for chunk in _chunks(request, idle_seconds):
+        pieces = form.feed(chunk)
+        others += len(chunk) - sum(map(len, pieces))
+        if others > _OTHERS_LIMIT:
+            raise TooLarge("The form carries more than the file.", "Send the field 'file' alone.")
+        for piece in pieces:
+            await writer.feed(piece)
+    form.close()
     return await writer.finish()
 
 
+async def _chunks(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(idle_seconds):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise RequestTimeout(
+                f"Nothing came for {idle_seconds:g} seconds in the middle of the body."
+            ) from None
+        yield chunk
+
+
 class _Form:
-    """Collects the bytes of the field, as the parser comes upon them."""
+    """Collects the bytes of the field `file`."""
 
     def __init__(self, boundary: bytes) -> None:
-        self.files = 0
-        self.ended = False
-        self._pieces: list[bytes] = []
+        self._splitter = Splitter(boundary)
+        self._names: list[str] = []  # of the fields, in order
         self._inside = False
-        self._name = b""
-        self._value = b""
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._part_begins,
-                "on_header_field": self._header_name,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_ends,
-                "on_part_data": self._data,
-                "on_part_end": self._part_ends,
-                "on_end": self._ends,
-            },
-        )
+        self._named = False  # whether the field has a filename, as a file always should
+        self._size = 0
+        self._beginning = b""
+        self._received = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """What of the field is in this chunk of the body."""
-        self._pieces = []
-        self._parser.write(chunk)
-        return self._pieces
+        """What of the field is in this chunk of the body.
+
+        Raises:
+            InvalidParameter: The form is broken, or the file is encoded as text.
+        """
+        self._received = self._received or bool(chunk)
+        pieces = []
+        for found in self._splitter.feed(chunk):
+            if isinstance(found, Part):
+                self._begin(found)
+            elif self._inside:
+                if self._size <= _TEXT_LIMIT:
+                    self._beginning += found[: _TEXT_LIMIT + 1]
+                self._size += len(found)
+                pieces.append(found)
+        return pieces
+
+    def _begin(self, part: Part) -> None:
+        _, options = parse_options_header(part.headers.get(b"content-disposition"))
+        # A quoted name may have a backslash before any character.
+        name = options.get(b"name", b"").replace(b"\\", b"").decode("utf-8", "replace")
+        self._inside = name == "file" and name not in self._names
+        self._names.append(name)
+        if self._inside:
+            self._named = bool(options.get(b"filename"))
+            coding = part.headers.get(b"content-transfer-encoding", b"").lower()
+            if coding not in _AS_IT_IS:
+                raise InvalidParameter(
+                    "The file is sent with Content-Transfer-Encoding: "
+                    f"{coding[:40].decode('latin-1')}.",
+                    "Send the bytes of the file as they are, without encoding them as text.",
+                )
 
     def close(self) -> None:
         """Say that the body is over.
 
         Raises:
-            InvalidParameter: The form is not.
+            InvalidParameter: The form is not, or it has more than one file.
+            MissingFile: The form has no file.
         """
-        self._parser.finalize()
-        if not self.ended:
-            raise InvalidParameter("The multipart body ends early.", "Send it again, whole.")
+        if not self._splitter.ended:
+            raise self._unended()
+        if "file" not in self._names:
+            raise MissingFile(self._fields())
+        if self._names.count("file") > 1:
+            raise InvalidParameter(
+                "The form has the field 'file' more than once.", "Send one file a request."
+            )
+        if not self._size:
+            raise MissingFile(
+                "The field 'file' is empty: it has 0 bytes.",
+                "Choose a file that has something in it, and send that.",
+            )
+        if text := self._text():
+            raise MissingFile(
+                f"The field 'file' holds the text {text!r} in place of a file.",
+                "Put an @ before the file's name (curl: -F file=@NAME).",
+            )
 
-    def _part_begins(self) -> None:
-        self._inside = False
+    def _unended(self) -> InvalidParameter:
+        if not self._received:
+            return InvalidParameter("The body is empty.", "Send the form with the file in it.")
+        if not self._names:
+            return InvalidParameter(
+                "The boundary that Content-Type names is nowhere in the body.",
+                "Do not set Content-Type yourself: let the HTTP library that makes the form do it.",
+            )
+        return InvalidParameter("The multipart body ends early.", "Send it again, whole.")
 
-    def _header_name(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
+    def _fields(self) -> str:
+        if not self._names:
+            return "The form has no fields."
+        names = ", ".join(repr(name[:40]) for name in self._names[:5])
+        return f"The form has no field 'file', only {names}{' …' if self._names[5:] else ''}."
 
-    def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_ends(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            _, options = parse_options_header(self._value)
-            if options.get(b"name") == _FIELD:
-                self._inside = True
-                self.files += 1
-        self._name = self._value = b""
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._inside and self.files == 1:
-            self._pieces.append(data[start:end])
-
-    def _part_ends(self) -> None:
-        self._inside = False
-
-    def _ends(self) -> None:
-        self.ended = True
+    def _text(self) -> str | None:
+        """What stands in the field, if it is a word or a line and not sent as a file."""
+        if self._named or self._size > _TEXT_LIMIT:
+            return None
+        try:
+            text = self._beginning.decode().strip()
+        except UnicodeDecodeError:
+            return None
+        shown = text if len(text) <= 60 else f"{text[:60]}…"
+        return shown if text.isprintable() else None

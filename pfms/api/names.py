@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pfms.api.problems import problem
+from pfms.api.problems import answer
 from pfms.errors import WrongHost
 from pfms.hosts import host_of, is_address
 from pfms.settings import Settings
@@ -61,7 +61,7 @@ class HostCheck:
             hosts = Headers(scope=scope).getlist("host")
             if len(hosts) > 1 or (hosts and not self._knows(hosts[0])):
                 error = WrongHost(f"The request is for the host {', '.join(hosts)[:200]!r}.")
-                await problem(error, Request(scope))(scope, receive, send)
+                await answer(error, Request(scope))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

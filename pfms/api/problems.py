@@ -32,6 +32,8 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.Forbidden: 403,
     errors.WrongHost: 421,
     errors.MissingFile: 422,
+    errors.UnsupportedCoding: 415,
+    errors.RequestTimeout: 408,
     errors.IdempotencyMismatch: 422,
     errors.NotAModel: 422,
     errors.NotANifti: 422,
@@ -90,16 +92,28 @@ ANYWHERE: tuple[type[errors.PfmsError], ...] = (
 
 
 def problem(
-    error: errors.PfmsError, request: Request, headers: dict[str, str] | None = None
+    error: errors.PfmsError,
+    path: str,
+    root_path: str = "",
+    headers: dict[str, str] | None = None,
+    status: int | None = None,
 ) -> JSONResponse:
-    """The answer that tells a client of `error`."""
-    status = STATUS[type(error)]
+    """The answer that tells a client of `error`.
+
+    Args:
+        error: What happened.
+        path: Of the request, percent-encoded.
+        root_path: PFMS_ROOT_PATH, before the links to the documentation.
+        headers: To send besides.
+        status: In place of the one that the table has for this kind of error.
+    """
+    status = status or STATUS[type(error)]
     body = Problem(
-        type=f"{request.scope['root_path']}{DOCS}#{error.code}",
+        type=f"{root_path}{DOCS}#{error.code}",
         title=error.title,
         status=status,
         detail=error.detail,
-        instance=quote(request.scope["path"]),
+        instance=path,
         code=error.code,
         remedy=error.remedy,
         job=error.job,
@@ -109,9 +123,21 @@ def problem(
         headers["X-Pfms-Job"] = error.job
     if status == 503:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or _RETRY_SECONDS)))
+    if status == 415:
+        headers["Accept-Encoding"] = "identity"
+    if status == 408:
+        headers["Connection"] = "close"
     return JSONResponse(
         body.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE
     )
+
+
+def answer(
+    error: errors.PfmsError, request: Request, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """The answer to a request that tells its client of `error`."""
+    scope = request.scope
+    return problem(error, quote(scope["path"]), scope["root_path"], headers)
 
 
 def responses(*kinds: type[errors.PfmsError]) -> dict[int | str, dict[str, Any]]:
@@ -131,6 +157,8 @@ def responses(*kinds: type[errors.PfmsError]) -> dict[int | str, dict[str, Any]]
         entry["description"] = f"{entry['description']} {text}".strip()
         if status == 503:
             entry["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+        if status == 415:
+            entry["headers"] = {"Accept-Encoding": {"schema": {"type": "string"}}}
     return by_status
 
 
@@ -205,7 +233,7 @@ class UnexpectedErrors:
             if begun or scope["type"] != "http":
                 raise
             log.exception("%s %s", scope["method"], scope["path"])
-            await problem(_of_system(error), Request(scope))(scope, receive, send)
+            await answer(_of_system(error), Request(scope))(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
@@ -215,21 +243,21 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, errors.PfmsError)  # noqa: S101  (so it is registered)
         if error.code == errors.PfmsError.code:
             log.error("%s: %s", request.scope["path"], error.detail)
-        return problem(error, request)
+        return answer(error, request)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        return problem(_of_validation(error), request)
+        return answer(_of_validation(error), request)
 
     async def framework(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
         headers = dict(error.headers or {})
         if error.status_code == 404:
-            return problem(NotFound(), request, headers)
+            return answer(NotFound(), request, headers)
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_methods_of(request))
-            return problem(MethodNotAllowed(), request, headers)
-        return problem(errors.InvalidParameter(str(error.detail)), request, headers)
+            return answer(MethodNotAllowed(), request, headers)
+        return answer(errors.InvalidParameter(str(error.detail)), request, headers)
 
     async def left(request: Request, error: Exception) -> Response:
         log.info("%s: the client went away", request.scope["path"])
@@ -237,7 +265,7 @@ def install(app: FastAPI) -> None:
 
     async def internal(request: Request, error: Exception) -> JSONResponse:
         # Of the middleware itself. Starlette raises the error again, so that its trace is logged.
-        return problem(errors.PfmsError(), request)
+        return answer(errors.PfmsError(), request)
 
     app.add_exception_handler(errors.PfmsError, told)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -7,7 +7,13 @@ from pfms import errors
 
 MODEL_IN_QUERY = (errors.MissingModelID, errors.InvalidModelID)
 MODEL_IN_PATH = (errors.ModelNotFound, errors.InvalidModelID)
-UPLOAD = (errors.MissingFile, errors.InvalidParameter, errors.TooLarge)
+UPLOAD = (
+    errors.MissingFile,
+    errors.InvalidParameter,
+    errors.UnsupportedCoding,
+    errors.RequestTimeout,
+    errors.TooLarge,
+)
 VOLUME = (errors.NotANifti, errors.TruncatedNifti, errors.UnsupportedNifti)
 QUEUE = (errors.QueueFull, errors.NoDevice)
 RUN = tuple(errors.leaves(errors.RunFailed))

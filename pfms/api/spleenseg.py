@@ -47,7 +47,7 @@ async def upload_model(request: Request, service: Uses, modelID: ModelID) -> Mod
     model_id = valid_model_id(modelID)
     boundary = check_body(request, service.settings.max_upload_bytes)
     async with service.intake.receiving(announced_size(request)) as writer:
-        upload = await receive_file(request, boundary, writer)
+        upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         model = await service.add_model(model_id, upload)
     return ModelStored(
         message=f"the model is stored as {model_id!r}",
@@ -135,7 +135,7 @@ async def infer(
         service.intake.place(model_id=model_id, key=key) as place,
         service.intake.receiving(announced_size(request)) as writer,
     ):
-        upload = await receive_file(request, boundary, writer)
+        upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         job = await service.intake.submit(upload, asked, place)
 
     if not respond_async:

@@ -1,0 +1,253 @@
+"""HTTP as clients of every kind speak it: over raw connections, cut where it hurts."""
+
+from contextlib import suppress
+
+import pytest
+
+from pfms.errors import InvalidParameter
+from tests.conftest import Server, eventually
+from tests.refused import INFER, MODELPTH, TARGET, is_problem, jobs_and_uploads, request
+from tests.wire import FORM, Wire, form, part
+
+ABOUT = "/api/v1/about"
+
+# --- Upgrade -----------------------------------------------------------------------------------
+
+UPGRADES = [
+    {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAEAAEAAAAIA"},
+    {"Connection": "upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"},
+    {"Upgrade": "TLS/1.0", "Connection": "Upgrade"},
+    {"Connection": "keep-alive, Upgrade", "upgrade": "something/7, else"},
+]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES, ids=lambda u: str(u.get("Upgrade")))
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_a_request_to_upgrade_is_answered_as_if_it_did_not_ask(
+    server: Server, upgrade: dict[str, str], chunked: bool
+) -> None:
+    with Wire(server.url) as wire:
+        for _ in range(2):
+            wire.send(request(upgrade, chunked=chunked))
+            assert wire.answer().status == 200
+            wire.send(request(upgrade, method="GET", target=ABOUT, body=b""))
+            answer = wire.answer("GET")
+            assert (answer.status, answer.json()["name"]) == (200, "pfms")
+        wire.send(request())
+        assert wire.answer().status == 200
+
+
+def test_a_request_to_upgrade_is_read_wherever_its_packets_end(server: Server) -> None:
+    body = form(part(b"no volume"))
+    whole = request(UPGRADES[0], body=body)
+    head = whole.index(b"\r\n\r\n")
+    places = [*range(60, head + 8, 3), head + 1, head + 2, head + 3, head + 4, len(whole) - 1]
+    with Wire(server.url) as wire:
+        for place in places:
+            wire.send(whole[:place])
+            wire.send(whole[place:])
+            is_problem(wire.answer(), 422, "not-a-nifti")
+        for byte in whole:
+            wire.send(bytes([byte]))
+        is_problem(wire.answer(), 422, "not-a-nifti")
+        wire.send(whole * 3)  # pipelined
+        for _ in range(3):
+            is_problem(wire.answer(), 422, "not-a-nifti")
+
+
+def test_a_body_that_is_waited_for_with_100_continue_may_ask_for_an_upgrade(server: Server) -> None:
+    head, _, body = request({**UPGRADES[0], "Expect": "100-continue"}).partition(b"\r\n\r\n")
+    with Wire(server.url) as wire:
+        wire.send(head + b"\r\n\r\n")
+        assert wire.line() == "HTTP/1.1 100 Continue"
+        wire.send(body)
+        assert wire.answer().status == 200
+
+
+# --- what is no HTTP ---------------------------------------------------------------------------
+
+POST = (
+    b"POST " + TARGET.encode() + b" HTTP/1.1\r\nHost: a\r\nContent-Type: " + FORM.encode() + b"\r\n"
+)
+BROKEN = {
+    "a raw byte in the query": b"GET /api/v1/jobs?modelID=\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a raw byte in the path": b"GET /api/v1/\xff HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a space in the query": b"GET /api/v1/jobs?modelID=a b HTTP/1.1\r\nHost: a\r\n\r\n",
+    "no method": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    "an unknown method": b"FETCH / HTTP/1.1\r\n\r\n",
+    "CONNECT": b"CONNECT pfms.test:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "HTTP/2 by prior knowledge": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "no version": b"GET /\r\nHost: a\r\n\r\n",
+    "a version there is not": b"GET / HTTP/1.9\r\n\r\n",
+    "no path in the URL": b"GET http://pfms.test HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a raw byte in a header's name": b"GET / HTTP/1.1\r\nX\xe4: y\r\n\r\n",
+    "a space before the colon": b"GET / HTTP/1.1\r\nX : y\r\n\r\n",
+    "a NUL in a header": b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
+    "a folded header": b"GET / HTTP/1.1\r\nX: y\r\n z\r\n\r\n",
+    "LF alone": b"GET / HTTP/1.1\nHost: a\n\n",
+    "many headers": b"GET / HTTP/1.1\r\n" + b"X: yyyyyyyyyyyyyyyy\r\n" * 10_000 + b"\r\n",
+    "a long header": b"GET / HTTP/1.1\r\nX: " + b"y" * (4 << 20),
+    "a long URL": b"GET /" + b"y" * (4 << 20),
+    "line breaks only": b"\r\n" * (1 << 20),
+    "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+    "a length and chunks": POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nhello",
+    "a transfer coding alone": POST + b"Transfer-Encoding: gzip\r\n\r\nhello",
+    "a chunk of no size": POST + b"Transfer-Encoding: chunked\r\n\r\nsize\r\nhello",
+    "a chunk of a negative size": POST + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello",
+    "a chunk that is longer": POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello, world",
+    "a chunk's extension": POST + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"x" * (4 << 20),
+    "a trailer": POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * (4 << 20),
+}
+for length in (
+    "9" * 5000,
+    "-5",
+    "+5",
+    "1_000",
+    "\xb2",
+    "5, 5",
+    "",
+    "0x10",
+    "1e3",
+    "5 5",
+    str(2**64),
+):
+    name = f"Content-Length: {length[:8]}"
+    BROKEN[name] = POST + f"Content-Length: {length}\r\n\r\n".encode("latin-1") + b"hello"
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_what_is_no_http_is_answered_by_a_problem(server: Server, content: bytes) -> None:
+    before = jobs_and_uploads(server)
+    with Wire(server.url) as wire:
+        with suppress(OSError):  # where it has been refused already
+            wire.send(content)
+        answer = wire.answer()
+        assert wire.ends() == b""
+
+    problem = is_problem(answer, 400, "invalid-parameter")
+    assert problem["remedy"] != InvalidParameter.remedy
+    assert answer.headers["connection"] == "close"
+    eventually(lambda: jobs_and_uploads(server) == before)
+
+
+@pytest.mark.parametrize("length", ["0" * 5000, "0" * 5000 + "5"])
+def test_a_length_with_many_zeros_is_a_length(server: Server, length: str) -> None:
+    with Wire(server.url) as wire:
+        wire.send(POST + f"Content-Length: {length}\r\n\r\nhello".encode())
+        is_problem(wire.answer(), 422, "invalid-parameter")
+
+
+def test_a_length_of_nineteen_digits_is_too_large(server: Server) -> None:
+    with Wire(server.url) as wire:
+        wire.send(POST + f"Content-Length: {2**64 - 1}\r\n\r\nhello".encode())
+        is_problem(wire.answer(), 413, "too-large")
+
+
+def test_bytes_above_0x7f_in_a_header_are_no_fault_of_the_service(server: Server) -> None:
+    names = ("Idempotency-Key", "Prefer", "Origin", "Content-Type", "Range", "Accept", "User-Agent")
+    for name in (*names, "Content-Encoding", "Expect", "Connection", "Referer", "If-None-Match"):
+        for value in (b"\xe4\xff", b"\xc3\xa4\x80; q=\xb2"):
+            for target in (b"POST " + TARGET.encode(), b"GET /api/v1/jobs"):
+                with Wire(server.url) as wire:
+                    head = b" HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n"
+                    wire.send(target + head + name.encode() + b": " + value + b"\r\n\r\n")
+                    answer = wire.answer()
+                assert answer.status < 500, (name, value, answer.body)
+
+
+def test_what_is_wrong_after_a_whole_request_does_not_take_its_answer(server: Server) -> None:
+    with Wire(server.url) as wire:
+        wire.send(request() + b"\x00\x01 what is this\r\n\r\n")
+        assert wire.answer().status == 200
+        assert wire.ends() == b""
+
+
+def test_a_bad_chunk_in_the_middle_leaves_nothing(server: Server) -> None:
+    before = jobs_and_uploads(server)
+    piece = part(bytes(2_000_000))
+    with Wire(server.url) as wire:
+        wire.send(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+        wire.send(b"%x\r\n%s\r\n" % (len(piece), piece))
+        eventually(lambda: [p for p in server.uploads() if p.stat().st_size > 1_000_000])
+        wire.send(b"what?\r\n")
+        is_problem(wire.answer(), 400, "invalid-parameter")
+
+    eventually(lambda: jobs_and_uploads(server) == before)
+
+
+# --- codings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [INFER, MODELPTH])
+@pytest.mark.parametrize(
+    ("header", "coding"),
+    [
+        ("Content_Encoding", "gzip"),
+        ("Content_Encoding", "Identity, br"),
+        ("Content_Encoding", "x-unknown"),
+        ("Transfer_Encoding", "gzip, chunked"),
+    ],
+)
+def test_a_coding_of_the_body_is_refused_before_it_comes(
+    server: Server, path: str, header: str, coding: str
+) -> None:
+    with Wire(server.url) as wire:
+        headers = {"Content_Type": FORM, header: coding}
+        if header == "Content_Encoding":
+            headers["Content_Length"] = "1000000"
+        wire.head("POST", f"/api/v1{path}?modelID=demo", **headers)
+        answer = wire.answer()
+
+    problem = is_problem(answer, 415, "unsupported-coding")
+    assert coding.lower().split(", ")[-1].split(",")[0] in problem["detail"] or "gzip" in coding
+    assert answer.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+def test_identity_is_no_coding(server: Server, coding: str) -> None:
+    with Wire(server.url) as wire:
+        wire.send(request({"Content-Encoding": coding}))
+        assert wire.answer().status == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("multipart/form-data", "names no boundary"),
+        ("application/x-www-form-urlencoded", "--data-binary"),
+        ("application/json", "sent as application/json"),
+        ("application/octet-stream", "sent as application/octet-stream"),
+        ("multipart/mixed; boundary=x", "sent as multipart/mixed"),
+        ("", "no Content-Type"),
+    ],
+)
+def test_a_body_that_is_no_form_is_told_what_it_is(server: Server, kind: str, reason: str) -> None:
+    with Wire(server.url) as wire:
+        wire.head("POST", TARGET, Content_Type=kind, Content_Length=100_000)
+        assert reason in is_problem(wire.answer(), 422, "missing-file")["detail"]
+
+
+def test_a_request_without_a_body_is_told_so(server: Server) -> None:
+    with Wire(server.url) as wire:
+        wire.head("POST", TARGET)
+        assert "no body" in is_problem(wire.answer(), 422, "missing-file")["detail"]
+
+
+# --- refusals that are read ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_client_that_sends_on_and_then_closes_still_reads_its_refusal(
+    server: Server, version: str
+) -> None:
+    """Closed at once, the kernel resets the connection and the answer is lost."""
+    length = 40_000_000
+    with Wire(server.url) as wire:
+        head = (
+            f"POST /api/v1{INFER}?modelID=none HTTP/{version}\r\nHost: a\r\nConnection: close\r\n"
+        )
+        wire.send(f"{head}Content-Type: {FORM}\r\nContent-Length: {length}\r\n\r\n".encode())
+        for _ in range(length // 1_000_000):
+            wire.send(bytes(1_000_000))
+        is_problem(wire.answer(), 404, "model-not-found")
+        assert wire.ends() == b""
