@@ -167,11 +167,11 @@ def discard(path: Path) -> None:
             try:
                 path.rmdir()
                 return
-            except FileNotFoundError:
-                return
             except OSError as error:
                 if error.errno not in _NOT_EMPTY or not rounds_left:
                     raise
+    except FileNotFoundError:  # someone else removed the last of it
+        return
     finally:
         os.close(top)
 

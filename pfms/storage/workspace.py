@@ -219,6 +219,8 @@ class Workspace:
     def remove_job(self, job_id: str) -> None:
         """Remove a job's folder, so that it vanishes at once, whole and durably.
 
+        One call at a time for a job.
+
         Raises:
             OSError: Some of its files cannot be removed. They lie in `uploads/`; a further call,
                 or the next start, tries it again.
