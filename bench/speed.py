@@ -17,7 +17,7 @@ from statistics import median
 from bench.figures import Figure, Task
 from bench.load import Caller, executors, expect, serving
 from bench.volumes import clinical, content, phantom_3mm, real_ct, there_is_a_real_ct
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
 from pfms.plugin.command import resolve_command
 from pfms.storage.files import discard
 from pfms.volumes.labels import labels_checksum
@@ -68,17 +68,17 @@ def _cases(task: Task) -> Iterator[_Case]:
 
 def _bare(case: _Case, folder: Path, weights: Path) -> None:
     """As a person would type it, with nothing added to the environment."""
-    volume, model = folder / spleenseg.VOLUME, folder / spleenseg.MODEL
+    volume, model = folder / PLUGIN.volume, folder / PLUGIN.weights
     volume.parent.mkdir(parents=True)
     volume.write_bytes(case.volume)
     model.write_bytes(weights.read_bytes())
-    argv = spleenseg.inference_argv(resolve_command("spleenseg").argv, "cpu")
-    (folder / spleenseg.OUTPUTDIR).mkdir()
+    argv = PLUGIN.argv(resolve_command("spleenseg").argv, "cpu")
+    (folder / "output").mkdir()
     with (folder / "log").open("wb") as log:
         started = time.perf_counter()
         subprocess.run(argv, cwd=folder, stdout=log, stderr=log, check=True)
         case.seconds["bare"].append(time.perf_counter() - started)
-    _compare(case, "bare", labels_checksum(folder / spleenseg.ONEHOT))
+    _compare(case, "bare", labels_checksum(folder / PLUGIN.outputs["onehot"]))
     discard(folder)
 
 
@@ -105,7 +105,7 @@ def _network(case: _Case, folder: Path, weights: Path) -> None:
     said = subprocess.run(
         [sys.executable, "-m", "bench.network_alone", str(volume), str(weights)],
         cwd=ROOT,
-        env={**os.environ, **spleenseg.environment()},
+        env={**os.environ, **PLUGIN.environment()},
         capture_output=True,  # what MONAI warns of is no news here
         check=True,
     ).stdout

@@ -10,7 +10,7 @@ import psutil
 
 from pfms.executors.base import Executor
 from pfms.executors.warm import WarmExecutor
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, resolve_command
 from pfms.plugin.types import PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK, find_marked
@@ -52,7 +52,7 @@ class House:
         return PluginRun(
             job=f"{self.mark}-{self.jobs}",
             root=root,
-            argv=spleenseg.inference_argv(command.argv, "cpu"),
+            argv=PLUGIN.argv(command.argv, "cpu"),
             environment=environment or {},
             log=root / "plugin.log",
             time_limit=60,

@@ -18,10 +18,10 @@ from pfms.errors import StartError
 from pfms.executors.base import Executor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import ADAPTATIONS, adaptations
 from pfms.plugin.command import PluginCommand, resolve_command
-from pfms.plugin.types import PluginRun, Progress
+from pfms.plugin.types import STAGES, PluginRun, Progress
 from pfms.programs import warm_plugin
 from pfms.settings import load_settings
 from tests.conftest import ROOT
@@ -49,8 +49,8 @@ def test_an_adaptation_can_be_left_out(name: str) -> None:
     left = {step.name for step in adaptations([name])}
     assert left == set(NAMES) - {name}
     step = next(step for step in ADAPTATIONS if step.name == name)
-    assert step.environment.items() <= spleenseg.environment().items()
-    assert not step.environment.keys() & spleenseg.environment(without=[name]).keys()
+    assert step.environment.items() <= PLUGIN.environment().items()
+    assert not step.environment.keys() & PLUGIN.environment(without=[name]).keys()
 
 
 def test_the_setting_leaves_adaptations_out_and_knows_their_names(
@@ -125,13 +125,13 @@ def job(folder: Path, command: PluginCommand, **phantom: object) -> PluginRun:
     (folder / "input" / "imagesTs").mkdir(parents=True)
     phantom = {"shape": (48, 40, 32), "spacing": (5.0, 5.0, 6.0), **phantom}
     volume = make_phantom(7, **phantom).volume  # type: ignore[arg-type]
-    nib.save(volume, folder / spleenseg.VOLUME)
-    (folder / spleenseg.MODEL).write_bytes((ROOT / "examples" / "demo_model.pth").read_bytes())
+    nib.save(volume, folder / PLUGIN.volume)
+    (folder / PLUGIN.weights).write_bytes((ROOT / "examples" / "demo_model.pth").read_bytes())
     return PluginRun(
         job=f"{folder.parent.name}-{folder.name}",
         root=folder,
-        argv=spleenseg.inference_argv(command.argv, "cpu", logits=True),
-        environment=spleenseg.environment(),
+        argv=PLUGIN.argv(command.argv, "cpu", "logits"),
+        environment=PLUGIN.environment(),
         log=folder / "plugin.log",
         time_limit=200,
         grace=1,
@@ -146,7 +146,7 @@ async def outputs(executor: Executor, run: PluginRun) -> dict[str, bytes]:
         str(path.relative_to(run.root)): np.asanyarray(nib.load(path).dataobj).tobytes()
         for path in run.root.rglob("output/**/*.nii.gz")
     }
-    assert {spleenseg.ONEHOT, spleenseg.LOGITS} < written.keys()
+    assert {PLUGIN.outputs["onehot"], PLUGIN.outputs["logits"]} < written.keys()
     assert (run.root / "output" / "inference" / "infer-1.png").is_file()
     return written
 
@@ -162,7 +162,7 @@ class TestWithThePlugin:
 
     async def test_warm_and_fresh_give_identical_voxels_in_every_file(self, tmp_path: Path) -> None:
         command = resolve_command("spleenseg")
-        warm = WarmExecutor(command, spleenseg.environment())
+        warm = WarmExecutor(command, PLUGIN.environment())
         await warm.start()
         try:
             for name, form in FORMS.items():
@@ -181,7 +181,7 @@ class TestWithThePlugin:
         command = resolve_command("spleenseg")
         found: list[dict[str, bytes]] = []
         for names in ((), without.split(",")):
-            environment = spleenseg.environment(without=names)
+            environment = PLUGIN.environment(without=names)
             executor = WarmExecutor(command, environment, without=names)
             await executor.start()
             try:
@@ -192,7 +192,7 @@ class TestWithThePlugin:
 
     async def test_a_run_tells_its_stages_and_the_windows_done(self, tmp_path: Path) -> None:
         command = resolve_command("spleenseg")
-        executor = WarmExecutor(command, spleenseg.environment())
+        executor = WarmExecutor(command, PLUGIN.environment())
         await executor.start()
         told: list[Progress] = []
         try:
@@ -201,23 +201,23 @@ class TestWithThePlugin:
         finally:
             await executor.close()
         stages = [progress.stage for progress in told]
-        assert stages == sorted(stages, key=spleenseg.STAGES.index)
-        assert set(stages) == set(spleenseg.STAGES)
+        assert stages == sorted(stages, key=STAGES.index)
+        assert set(stages) == set(STAGES)
         windows = [(p.done, p.total) for p in told if p.done is not None]
-        resampled = nib.load(run.root / spleenseg.LOGITS).shape
+        resampled = nib.load(run.root / PLUGIN.outputs["logits"]).shape
         total = math.prod(1 + max(0, math.ceil((size - 160) / 120)) for size in resampled)
         assert total > 1
         assert windows == [*((done, total) for done in range(0, total, 4)), (total, total)]
 
     async def test_a_run_finds_all_that_it_imports_in_its_parent(self, tmp_path: Path) -> None:
-        report = await self.told_by(tmp_path, spleenseg.environment())
+        report = await self.told_by(tmp_path, PLUGIN.environment())
         assert report["imported"] == []
 
     async def test_the_parent_has_no_thread_and_a_run_has_the_threads_of_its_slot(
         self, tmp_path: Path
     ) -> None:
         # OpenBLAS has threads of its own, which see to themselves when it forks
-        parent = {**spleenseg.environment(), "OPENBLAS_NUM_THREADS": "1"}
+        parent = {**PLUGIN.environment(), "OPENBLAS_NUM_THREADS": "1"}
         report = await self.told_by(tmp_path, parent, {**parent, "OMP_NUM_THREADS": "1"})
         assert report["threads of the parent"] == 1
         assert (report["torch"], report["torch in a thread"]) == (1, 1)

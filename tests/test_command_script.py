@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
+from pfms.plugin.types import HostFacts
 
 PLUGINS = Path(__file__).parent / "plugins"
 SHELLS = [shell for shell in ("sh", "dash", "bash", "busybox") if shutil.which(shell)]
@@ -38,12 +39,12 @@ def write_job(folder: Path, *command: str, environment: dict[str, str] | None = 
     """A job's folder, run once; its `command.sh`."""
     (folder / "input" / "imagesTs").mkdir(parents=True)
     voxels = np.random.default_rng(3).integers(-100, 100, (6, 5, 24)).astype(np.int16)
-    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), folder / spleenseg.VOLUME)
-    (folder / spleenseg.MODEL).write_bytes(b"weights")
-    argv = spleenseg.inference_argv(command, "cpu")
-    environment = spleenseg.environment() if environment is None else environment
+    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), folder / PLUGIN.volume)
+    (folder / PLUGIN.weights).write_bytes(b"weights")
+    argv = PLUGIN.argv(command, "cpu")
+    environment = PLUGIN.environment() if environment is None else environment
     script = folder / "command.sh"
-    script.write_text(spleenseg.command_script(argv, environment))
+    script.write_text(PLUGIN.command_script(argv, environment))
     script.chmod(0o775)
     subprocess.run(argv, cwd=folder, check=True, env={**os.environ, **environment})
     return script
@@ -75,9 +76,9 @@ def elsewhere(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("command", [["/opt/spleenseg"], ["/opt/python", "/opt/my plugin.py"]])
 def test_the_script_is_good_shell(tmp_path: Path, shell: str, command: list[str]) -> None:
-    argv = spleenseg.inference_argv(command, "cuda:0", logits=True)
+    argv = PLUGIN.argv(command, "cuda:0", "logits")
     script = tmp_path / "command.sh"
-    script.write_text(spleenseg.command_script(argv, {"AWKWARD": AWKWARD}))
+    script.write_text(PLUGIN.command_script(argv, {"AWKWARD": AWKWARD}))
     check = [shell, "sh", "-n"] if shell == "busybox" else [shell, "-n"]
     done = call(*check, script, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -97,7 +98,7 @@ def test_a_copied_folder_with_spaces_gives_the_same_voxels_from_anywhere(
     done = call(*start, "../a copy of it's/command.sh", cwd=elsewhere)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"The segmentation will be in {copy}/rerun/{RESULT}\n")
-    assert onehot(copy / "rerun" / RESULT) == onehot(copy / spleenseg.ONEHOT)
+    assert onehot(copy / "rerun" / RESULT) == onehot(copy / PLUGIN.outputs["onehot"])
     assert list(elsewhere.iterdir()) == []
 
 
@@ -163,7 +164,7 @@ def test_the_plugin_gets_the_same_arguments_and_environment_as_in_the_run(
 ) -> None:
     executable = install(tmp_path / "bin" / f"spleen {AWKWARD.replace('/', '')}", "reports.py")
     environment = {
-        **spleenseg.environment(threads=2),
+        **PLUGIN.environment(threads=2),
         "AWKWARD": AWKWARD,
         "PFMS_JOB": "of the server",
     }
@@ -181,9 +182,9 @@ def test_the_plugin_gets_the_same_arguments_and_environment_as_in_the_run(
 
 
 def test_what_belongs_to_the_machine_is_not_taken_along(tmp_path: Path) -> None:
-    host = spleenseg.HostFacts(has_user=False, spare_home="/srv/pfms/home")
-    argv = spleenseg.inference_argv(["/opt/spleenseg"], "cpu")
-    assert "/srv/pfms" not in spleenseg.command_script(argv, spleenseg.environment(host))
+    host = HostFacts(has_user=False, spare_home="/srv/pfms/home")
+    argv = PLUGIN.argv(["/opt/spleenseg"], "cpu")
+    assert "/srv/pfms" not in PLUGIN.command_script(argv, PLUGIN.environment(host))
 
 
 def test_where_the_recorded_executable_is_gone_the_one_on_path_is_taken(
@@ -196,7 +197,9 @@ def test_where_the_recorded_executable_is_gone_the_one_on_path_is_taken(
     path = f"{other.parent}{os.pathsep}/usr/bin{os.pathsep}/bin"
     done = call(script, cwd=elsewhere, PATH=path)
     assert done.returncode == 0, done.stderr
-    assert onehot(script.parent / "rerun" / RESULT) == onehot(script.parent / spleenseg.ONEHOT)
+    assert onehot(script.parent / "rerun" / RESULT) == onehot(
+        script.parent / PLUGIN.outputs["onehot"]
+    )
 
 
 def test_where_there_is_no_executable_at_all_it_says_so_and_leaves_nothing(
@@ -219,7 +222,9 @@ def test_a_plugin_that_is_a_script_is_run_by_its_interpreter(
     script = write_job(tmp_path / "job", sys.executable, str(plugins / "ok.py"))
     done = call(script, cwd=elsewhere)
     assert done.returncode == 0, done.stderr
-    assert onehot(script.parent / "rerun" / RESULT) == onehot(script.parent / spleenseg.ONEHOT)
+    assert onehot(script.parent / "rerun" / RESULT) == onehot(
+        script.parent / PLUGIN.outputs["onehot"]
+    )
 
     shutil.rmtree(plugins)
     done = call(script, "out", cwd=elsewhere)
@@ -228,7 +233,7 @@ def test_a_plugin_that_is_a_script_is_run_by_its_interpreter(
     assert list(elsewhere.iterdir()) == []
 
 
-@pytest.mark.parametrize("gone", [spleenseg.VOLUME, spleenseg.MODEL])
+@pytest.mark.parametrize("gone", [PLUGIN.volume, PLUGIN.weights])
 def test_a_run_whose_input_was_purged_says_so(tmp_path: Path, gone: str) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
     script = write_job(tmp_path / "job", str(executable))

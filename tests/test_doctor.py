@@ -26,7 +26,7 @@ from pfms.local.doctor_plugin import (
     judge_devices,
 )
 from pfms.plugin.command import PluginCommand, resolve_command
-from pfms.plugin.spleenseg import HostFacts
+from pfms.plugin.types import HostFacts
 from tests.command import pfms
 from tests.conftest import PLUGINS, Server
 from tests.small_server import small_server

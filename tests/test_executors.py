@@ -18,9 +18,9 @@ import pytest
 from pfms.executors.base import Executor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, resolve_command
-from pfms.plugin.types import OnProgress, PluginExit, PluginRun, Progress
+from pfms.plugin.types import STAGES, OnProgress, PluginExit, PluginRun, Progress
 from tests.conftest import until
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -30,7 +30,7 @@ WITHIN = 5.0  # seconds in which a run that was to end is gone, whatever it does
 EXECUTORS: dict[str, Callable[[PluginCommand], Executor]] = {
     "fresh": lambda command: FreshExecutor(workspace_mark="of-this-test", poll_seconds=0.01),
     "warm": lambda command: WarmExecutor(
-        command, spleenseg.environment(), workspace_mark="of-this-test", poll_seconds=0.01
+        command, PLUGIN.environment(), workspace_mark="of-this-test", poll_seconds=0.01
     ),
 }
 
@@ -50,7 +50,7 @@ class Bench:
 
     @property
     def onehot(self) -> Path:
-        return self.root / spleenseg.ONEHOT
+        return self.root / PLUGIN.outputs["onehot"]
 
     async def run(
         self,
@@ -66,8 +66,8 @@ class Bench:
             run = PluginRun(
                 job=self.root.name,
                 root=self.root,
-                argv=spleenseg.inference_argv(command.argv, "cpu"),
-                environment=spleenseg.environment() if environment is None else environment,
+                argv=PLUGIN.argv(command.argv, "cpu"),
+                environment=PLUGIN.environment() if environment is None else environment,
                 log=self.log,
                 time_limit=time_limit,
                 grace=GRACE,
@@ -95,10 +95,10 @@ class Bench:
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     root = tmp_path / f"2026-01-02-03-04-05-{uuid.uuid4()}"
     (root / "input" / "imagesTs").mkdir(parents=True)
-    (root / spleenseg.MODEL).write_bytes(b"weights")
+    (root / PLUGIN.weights).write_bytes(b"weights")
     voxels = np.full((6, 5, 24), -50, np.int16)
     voxels[2:4, 1:3, 10:14] = 60
-    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), root / spleenseg.VOLUME)
+    nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), root / PLUGIN.volume)
     return Bench(EXECUTORS[request.param], root)
 
 
@@ -111,7 +111,7 @@ async def test_a_run_that_ends_well_leaves_its_result_and_code_0(bench: Bench) -
 async def test_the_empty_mask_of_the_quick_plugin_is_valid(bench: Bench) -> None:
     end = await bench.run("empty")
     assert end.code == 0, bench.log.read_text()
-    written, volume = nib.load(bench.onehot), nib.load(bench.root / spleenseg.VOLUME)
+    written, volume = nib.load(bench.onehot), nib.load(bench.root / PLUGIN.volume)
     np.testing.assert_array_equal(written.affine, volume.affine)
     onehot = np.asanyarray(written.dataobj)
     assert (onehot.shape, onehot.dtype) == ((6, 5, 24, 2), np.float32)
@@ -127,7 +127,7 @@ async def test_the_plugin_gets_its_arguments_folder_environment_and_no_input(
     end = await bench.run("reports", environment={"OF_THE_RUN": "set", "MPLBACKEND": "Agg"})
     assert end.code == 0, bench.log.read_text()
     report = json.loads((bench.root / "output" / "report.json").read_text())
-    assert report["arguments"] == list(spleenseg.inference_argv((), "cpu"))
+    assert report["arguments"] == list(PLUGIN.argv((), "cpu"))
     assert report["cwd"] == str(bench.root)
     assert report["leads_session"]
     assert report["stdin"] == ""
@@ -268,4 +268,4 @@ async def test_the_stages_are_told_as_the_run_reaches_them(bench: Bench) -> None
         await until(partial(reached, stage))
         (bench.root / go_on).touch()
     assert (await task).code == 0, bench.log.read_text()
-    assert [progress.stage for progress in told] == list(spleenseg.STAGES)
+    assert [progress.stage for progress in told] == list(STAGES)

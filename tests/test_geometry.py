@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pfms.volumes.geometry import loaded_affine, network_shape, same, voxel_millilitres
+from pfms.plugin import PLUGIN
+from pfms.volumes.geometry import loaded_affine, same, voxel_millilitres
 from tests.niftis import OBLIQUE, ct, nifti, put
 
 dice = np.random.default_rng
@@ -62,7 +63,7 @@ def test_affine_and_grid_are_those_of_the_plugins_own_transforms(
         loaded = load({"image": str(path)})
         affine = loaded_affine(header)
         assert np.allclose(np.asarray(loaded["image"].affine), affine, atol=1e-9)
-        assert tuple(resample(loaded)["image"].shape[1:]) == network_shape((x, y, z), affine)
+        assert tuple(resample(loaded)["image"].shape[1:]) == PLUGIN.network_grid((x, y, z), affine)
 
 
 @pytest.mark.parametrize(
@@ -77,14 +78,14 @@ def test_affine_and_grid_are_those_of_the_plugins_own_transforms(
 def test_the_grid_spans_from_the_first_voxel_to_the_last(
     spacing: tuple[float, float, float], expected: tuple[int, int, int]
 ) -> None:
-    assert network_shape((10, 20, 30), np.diag([*spacing, 1.0])) == expected
+    assert PLUGIN.network_grid((10, 20, 30), np.diag([*spacing, 1.0])) == expected
     flipped = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
-    assert network_shape((10, 20, 30), flipped) == expected
+    assert PLUGIN.network_grid((10, 20, 30), flipped) == expected
 
 
 def test_the_grid_is_turned_to_ras() -> None:
     affine = np.array([[0, 0, 1.5, 0], [1.5, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 0, 1]])
-    assert network_shape((10, 20, 30), affine) == (30, 10, 20)
+    assert PLUGIN.network_grid((10, 20, 30), affine) == (30, 10, 20)
 
 
 def test_affines_are_the_same_within_a_thousandth_or_what_single_precision_holds() -> None:

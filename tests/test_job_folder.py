@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pfms.plugin.spleenseg import ONEHOT
+from pfms.plugin import PLUGIN
 from tests.conftest import Server, nifti_bytes, spleen_of
 
 
@@ -72,7 +72,7 @@ def test_command_sh_run_by_hand_gives_the_same_voxels_here_and_in_a_copy(
     folder = server.workspace / "jobs" / server.infer().headers["x-pfms-job"]
     copy = tmp_path / "a folder elsewhere"
     subprocess.run(["cp", "-a", folder, copy], check=True)
-    wanted = np.asanyarray(nib.load(folder / ONEHOT).dataobj)
+    wanted = np.asanyarray(nib.load(folder / PLUGIN.outputs["onehot"]).dataobj)
 
     for place in (folder, copy):
         subprocess.run([place / "command.sh"], check=True, cwd=tmp_path, capture_output=True)

@@ -143,7 +143,9 @@ def test_a_form_that_an_email_library_writes_is_read(server: Server) -> None:
     contents=st.lists(st.text("\r\n- \tab", max_size=60), min_size=1, max_size=4),
     cuts=st.lists(st.integers(0, 400), max_size=8),
 )
-def test_it_reads_the_contents_that_a_body_was_built_from(contents: list[str], cuts: list[int]) -> None:
+def test_it_reads_the_contents_that_a_body_was_built_from(
+    contents: list[str], cuts: list[int]
+) -> None:
     """For the boundary `ab`, which the contents nearly have in them."""
     lines = [f"--ab\r\nX: {i}\r\n\r\n{text}\r\n" for i, text in enumerate(contents)]
     content = f"{''.join(lines)}--ab--\r\n".encode()

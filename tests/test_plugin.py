@@ -5,58 +5,59 @@ from pathlib import Path
 import pytest
 
 from pfms.errors import UnsupportedNifti
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import ADAPTATIONS, Adaptation
+from pfms.plugin.types import HostFacts
 
 COMPLETE_LOG = Path(__file__).parent / "logs" / "complete.txt"  # of the real plugin
 
 
 def test_the_command_line_is_the_plugins() -> None:
-    assert spleenseg.inference_argv(("/opt/spleenseg",), "cuda:1") == (
+    assert PLUGIN.argv(("/opt/spleenseg",), "cuda:1") == (
         *("/opt/spleenseg", "--mode", "inference", "--device", "cuda:1"),
         *("--useModel", "model.pth", "input", "output"),
     )
 
 
 def test_the_logits_are_asked_for_by_an_option_before_the_folders() -> None:
-    argv = spleenseg.inference_argv(("python", "a b.py"), "cpu", logits=True)
+    argv = PLUGIN.argv(("python", "a b.py"), "cpu", "logits")
     assert argv[:2] == ("python", "a b.py")
     assert argv[-3:] == ("--logTransformVols", "input", "output")
 
 
 def test_the_environment_has_what_every_run_needs_and_no_more_than_it_is_told() -> None:
-    chosen = spleenseg.environment()
+    chosen = PLUGIN.environment()
     assert chosen["MPLBACKEND"] == "Agg"
     assert chosen["PYTHONUNBUFFERED"] == "1"
     assert not {"USER", "HOME", "MPLCONFIGDIR", "OMP_NUM_THREADS"} & chosen.keys()
 
 
 def test_a_user_without_a_name_and_a_home_that_cannot_be_written_are_cured() -> None:
-    chosen = spleenseg.environment(spleenseg.HostFacts(has_user=False, spare_home="/spare"))
+    chosen = PLUGIN.environment(HostFacts(has_user=False, spare_home="/spare"))
     assert chosen["USER"] == "pfms"
     assert chosen["HOME"] == "/spare"
     assert chosen["MPLCONFIGDIR"] == "/spare/matplotlib"
 
 
 def test_a_run_that_shares_the_cores_is_told_how_many_are_its_own() -> None:
-    chosen = spleenseg.environment(threads=3)
+    chosen = PLUGIN.environment(threads=3)
     assert chosen["OMP_NUM_THREADS"] == chosen["MKL_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize("step", ADAPTATIONS, ids=lambda step: step.name)
 def test_each_adaptation_says_why_and_can_be_left_out(step: Adaptation) -> None:
     assert step.why
-    assert step.environment.items() <= spleenseg.environment().items()
-    assert not step.environment.keys() & spleenseg.environment(without=[step.name]).keys()
+    assert step.environment.items() <= PLUGIN.environment().items()
+    assert not step.environment.keys() & PLUGIN.environment(without=[step.name]).keys()
 
 
 def test_an_adaptation_that_is_not_there_cannot_be_left_out() -> None:
     with pytest.raises(ValueError, match="no such adaptation: magic"):
-        spleenseg.environment(without=["magic"])
+        PLUGIN.environment(without=["magic"])
 
 
 def test_the_allocator_keeps_its_memory() -> None:
-    assert spleenseg.environment()["MALLOC_TRIM_THRESHOLD_"] == "-1"
+    assert PLUGIN.environment()["MALLOC_TRIM_THRESHOLD_"] == "-1"
 
 
 @pytest.mark.parametrize(
@@ -73,10 +74,12 @@ def test_the_allocator_keeps_its_memory() -> None:
 def test_the_stage_is_told_by_the_lines_of_a_real_log(last_words: str, stage: str) -> None:
     text = COMPLETE_LOG.read_text(encoding="utf-8")
     assert last_words in text
-    assert spleenseg.stage_of(text[: text.index(last_words) + len(last_words)]) == stage
+    assert PLUGIN.stage_of(text[: text.index(last_words) + len(last_words)]) == stage
 
 
 def test_logits_are_refused_for_a_volume_that_the_plugin_cannot_draw() -> None:
-    refusal = spleenseg.no_logits(20)
-    assert isinstance(refusal, UnsupportedNifti)
-    assert "20 slices" in refusal.detail
+    with pytest.raises(UnsupportedNifti) as refusal:
+        PLUGIN.check_makes("logits", (64, 64, 20))
+    assert "20 slices" in refusal.value.detail
+    PLUGIN.check_makes("logits", (64, 64, 21))
+    PLUGIN.check_makes("onehot", (64, 64, 20))

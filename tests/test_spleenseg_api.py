@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pfms.plugin.spleenseg import ONEHOT
+from pfms.plugin import PLUGIN
 from tests.conftest import Server, StartServer, image_of, nifti_bytes, seed_model, spleen_of
 from tests.wire import FORM, Wire, form, part
 
@@ -61,7 +61,7 @@ def test_onehot_is_what_the_plugin_wrote_untouched(server: Server) -> None:
 
     assert answer.status_code == 200, answer.text
     job = server.workspace / "jobs" / answer.headers["x-pfms-job"]
-    assert answer.content == (job / ONEHOT).read_bytes()
+    assert answer.content == (job / PLUGIN.outputs["onehot"]).read_bytes()
     assert answer.headers["content-disposition"] == 'attachment; filename="output.nii.gz"'
 
 

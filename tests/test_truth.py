@@ -23,7 +23,7 @@ from allpairspy import AllPairs
 from numpy.typing import NDArray
 
 from examples.phantoms import make_phantom
-from pfms.plugin.spleenseg import ONEHOT
+from pfms.plugin import PLUGIN
 from tests.conftest import ROOT, SHARED_DATA, Server, image_of, start_real
 from tests.niftis import nifti
 
@@ -319,7 +319,7 @@ def test_command_sh_in_a_copy_of_the_folder_gives_the_same_voxels(
 
     subprocess.run([copy / "command.sh", "again"], cwd=tmp_path, check=True, capture_output=True)
 
-    again = spleen_channel(tmp_path / "again" / ONEHOT.removeprefix("output/"))
+    again = spleen_channel(tmp_path / "again" / PLUGIN.outputs["onehot"].removeprefix("output/"))
     np.testing.assert_array_equal(again, labels_of(segmented.content))
 
 

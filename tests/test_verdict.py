@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 
 from pfms.errors import by_code
+from pfms.plugin import PLUGIN
 from pfms.plugin.types import PluginExit
 from pfms.plugin.verdict import Verdict, cause_of, final_exception, how_it_ended, one_line
 
@@ -51,7 +52,7 @@ def test_a_good_end_without_a_segmentation_is_a_bad_result() -> None:
 
 
 def test_a_short_stack_is_well_with_a_warning() -> None:
-    verdict = cause_of(ended(1), log("short_stack"), onehot_written=True)
+    verdict = PLUGIN.cause_of(ended(1), log("short_stack"), onehot_written=True)
     assert verdict.ok
     assert "fewer than 21 slices" in verdict.warning
 
@@ -70,7 +71,7 @@ def test_a_short_stack_is_well_with_a_warning() -> None:
 def test_what_only_looks_like_a_short_stack_is_a_failure(
     end: PluginExit, text: str, written: bool
 ) -> None:
-    assert cause_of(end, text, written).error == "plugin-failed"
+    assert PLUGIN.cause_of(end, text, written).error == "plugin-failed"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from pfms.models.check import CheckedWeights, check_weights
+from pfms.plugin import PLUGIN
 from pfms.programs import WEIGHTS_CHILD
 
 MAKER = Path(__file__).with_name("make_weights.py")
@@ -25,7 +26,14 @@ Judge = Callable[[Path], dict[str, Any]]
 
 
 def judge_into(upload: Path, target: Path, *options: str) -> dict[str, Any]:
-    command = [sys.executable, *options, str(WEIGHTS_CHILD), str(upload), str(target)]
+    command = [
+        sys.executable,
+        *options,
+        str(WEIGHTS_CHILD),
+        str(upload),
+        str(target),
+        PLUGIN.network,
+    ]
     run = subprocess.run(command, capture_output=True, check=True)
     assert run.stdout.count(b"\n") == 1
     verdict: dict[str, Any] = json.loads(run.stdout)

@@ -12,7 +12,8 @@ from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
 from pfms.jobs.archive import Archive
-from pfms.jobs.job import JOB_ID, Job, Resultant
+from pfms.jobs.job import JOB_ID, Job
+from pfms.plugin.types import Resultant
 from pfms.service import Service
 
 NIFTI = "application/octet-stream"

@@ -26,7 +26,8 @@ from pfms.api.problems import responses
 from pfms.api.refusals import QUEUE, RESULT
 from pfms.api.schemas import JobPage, JobView
 from pfms.jobs.events import Event
-from pfms.jobs.job import Resultant, State, valid_job_id
+from pfms.jobs.job import State, valid_job_id
+from pfms.plugin.types import Resultant
 from pfms.service import Service
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])

@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field
 from pfms.clock import iso, utc_now
 from pfms.jobs import job as records
 from pfms.jobs.archive import JobStatus
-from pfms.jobs.job import CHRIS_STATUS, Resultant, State
-from pfms.plugin.types import Progress
+from pfms.jobs.job import CHRIS_STATUS, State
+from pfms.plugin.types import Progress, Resultant
 
 
 class Problem(BaseModel):

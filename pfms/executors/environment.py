@@ -2,7 +2,7 @@
 
 import os
 
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
 from pfms.plugin.command import host_facts
 from pfms.settings import Settings
 from pfms.storage.workspace import Workspace
@@ -10,7 +10,7 @@ from pfms.storage.workspace import Workspace
 
 def run_environment(settings: Settings, workspace: Workspace, device: str) -> dict[str, str]:
     """What a run on a device sets on top of the server's own environment."""
-    return spleenseg.environment(
+    return PLUGIN.environment(
         host_facts(workspace.root / "home"),
         threads=_share_of_cores(device, settings.jobs_per_device),
         without=settings.adaptations_off,

@@ -6,13 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from pfms.plugin import spleenseg
-from pfms.plugin.types import OnProgress, Progress
+from pfms.plugin import PLUGIN
+from pfms.plugin.types import STAGES, OnProgress, Progress
 
 _CHUNK = 256 << 10  # bytes of the log looked at in one go
 _OVERLAP = 64  # characters kept, since a line that tells the stage may be cut in two
 
-_ORDER: tuple[str, ...] = spleenseg.STAGES
+_ORDER: tuple[str, ...] = STAGES
 
 
 @asynccontextmanager
@@ -63,7 +63,7 @@ class _Stages:
             if not text:
                 await asyncio.sleep(poll_seconds)
                 continue
-            self.tell(Progress(spleenseg.stage_of(seen + text)))
+            self.tell(Progress(PLUGIN.stage_of(seen + text)))
             seen = (seen + text)[-_OVERLAP:]
 
 

@@ -13,8 +13,9 @@ from pfms.executors.base import Missing
 from pfms.executors.devices import available
 from pfms.executors.stages import stages_told
 from pfms.executors.warm_link import ParentFailed, WarmParent
+from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import adaptations
-from pfms.plugin.command import PACKAGE, PluginCommand
+from pfms.plugin.command import PluginCommand
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK
 from pfms.processes.run import run_child
@@ -40,7 +41,7 @@ class WarmExecutor:
 
     Args:
         command: How the plugin is called; not `foreign`.
-        environment: Of most runs (`spleenseg.environment`): the parent begins with it, since some
+        environment: Of most runs (`Plugin.environment`): the parent begins with it, since some
             of it is read only once. What a run has otherwise is set in its child.
         workspace_mark: As for `FreshExecutor`.
         without: Names of adaptations to leave out.
@@ -69,7 +70,7 @@ class WarmExecutor:
         self._order = {
             "entry_point": command.entry_point,
             "script": script,
-            "package": PACKAGE,
+            "package": PLUGIN.name,
             "grace": _END_GRACE,
             "adaptations": [step.name for step in adaptations(without)],
         }

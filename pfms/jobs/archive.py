@@ -25,11 +25,11 @@ from pfms.errors import (
 from pfms.jobs import bundle
 from pfms.jobs.events import Event
 from pfms.jobs.holds import Holds
-from pfms.jobs.job import Job, Resultant, State, valid_job_id
+from pfms.jobs.job import Job, State, valid_job_id
 from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
-from pfms.plugin import spleenseg
-from pfms.plugin.types import Progress
+from pfms.plugin import PLUGIN
+from pfms.plugin.types import Progress, Resultant
 from pfms.storage.disk import full_disk_is_told
 from pfms.storage.files import matches
 from pfms.storage.room import Room
@@ -195,11 +195,8 @@ class Archive:
 
     def _path_of(self, job_id: str, resultant: Resultant) -> Path:
         tree = self._workspace.job(job_id)
-        return {
-            "labels": tree.segmentation,
-            "onehot": tree.root / spleenseg.ONEHOT,
-            "logits": tree.root / spleenseg.LOGITS,
-        }[resultant]
+        written = PLUGIN.outputs.get(resultant)
+        return tree.segmentation if written is None else tree.root / written
 
     async def preview(self, job_id: str) -> bytes:
         """A PNG: slices through the spleen with the labels drawn on them.

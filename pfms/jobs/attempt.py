@@ -4,11 +4,10 @@ from pathlib import Path
 
 from pfms.errors import BadResult, DiskFull, PluginFailed, by_code
 from pfms.executors.environment import run_environment
-from pfms.jobs.job import FileFacts, Job, PluginUsed, Resultant, RunFacts, Segmentation
-from pfms.plugin import spleenseg
+from pfms.jobs.job import FileFacts, Job, PluginUsed, RunFacts, Segmentation
+from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, versions
-from pfms.plugin.types import PluginExit, PluginRun
-from pfms.plugin.verdict import cause_of
+from pfms.plugin.types import PluginExit, PluginRun, Resultant
 from pfms.settings import Settings
 from pfms.storage.disk import full_disk_is_told
 from pfms.storage.files import sha256_of, size_and_sha256, sync_within, tail_of, write_atomically
@@ -41,7 +40,7 @@ class Attempt:
         run = PluginRun(
             job=self._job.id,
             root=self._tree.root,
-            argv=spleenseg.inference_argv(self._command.argv, device, self._job.logits),
+            argv=PLUGIN.argv(self._command.argv, device, self._job.resultant),
             environment=run_environment(self._settings, self._workspace, device),
             log=self._tree.log,
             time_limit=self._settings.job_timeout_seconds,
@@ -49,7 +48,7 @@ class Attempt:
         )
         with full_disk_is_told():
             self._tree.clear_run()
-            script = spleenseg.command_script(run.argv, run.environment)
+            script = PLUGIN.command_script(run.argv, run.environment)
             write_atomically(self._tree.command, script.encode(), mode=0o770)
         found = versions()
         installed = self._command.kind == "entry-point"
@@ -57,7 +56,7 @@ class Attempt:
             device=device,
             executor=executor,
             plugin=PluginUsed(
-                name=spleenseg.NAME, version=found.get(spleenseg.NAME) if installed else None
+                name=PLUGIN.name, version=found.get(PLUGIN.name) if installed else None
             ),
             command=run.argv,
             environment=run.environment,
@@ -90,13 +89,13 @@ class Attempt:
             PfmsError: There is no result; which error says why.
         """
         tree = self._tree
-        onehot, logits = tree.root / spleenseg.ONEHOT, tree.root / spleenseg.LOGITS
+        onehot, logits = (tree.root / PLUGIN.outputs[kind] for kind in ("onehot", "logits"))
         files: dict[Resultant, Path] = {"labels": tree.segmentation, "onehot": onehot}
         with full_disk_is_told():
             if tree.log.is_file():
                 sync_within(tree.root, [tree.log])
             disk_full = self._workspace.free_bytes() < _NO_ROOM
-            verdict = cause_of(
+            verdict = PLUGIN.cause_of(
                 plugin_exit,
                 tail_of(tree.log),
                 onehot.is_file(),

@@ -21,12 +21,13 @@ from pfms.errors import (
 )
 from pfms.executors.base import Executor
 from pfms.jobs.holds import Holds
-from pfms.jobs.job import Job, ModelUsed, PluginUsed, Resultant, VolumeSent
+from pfms.jobs.job import Job, ModelUsed, PluginUsed, VolumeSent
 from pfms.jobs.journal import Journal
 from pfms.jobs.queue import JobQueue
 from pfms.jobs.runs import Runs
 from pfms.models.store import ModelRecord, ModelStore, valid_model_id
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
+from pfms.plugin.types import Resultant
 from pfms.settings import Settings
 from pfms.storage.disk import full_disk_is_told
 from pfms.storage.files import discard, link_or_copy
@@ -194,7 +195,7 @@ class Intake:
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
-                plugin=PluginUsed(name=spleenseg.NAME),
+                plugin=PluginUsed(name=PLUGIN.name),
                 model=ModelUsed(modelID=request.model_id, sha256=model.sha256),
                 volume=VolumeSent(
                     size=upload.size,
@@ -222,7 +223,7 @@ class Intake:
         tree.lay_out()
         model = self._models.link_into(request.model_id, tree.model)
         facts = admit.admit_volume(upload.path, tree.volume, self._limits)
-        _check_makes(request.resultant, facts.shape[2])
+        PLUGIN.check_makes(request.resultant, facts.shape)
         return model, facts
 
     async def rerun(self, old: Job, resultant: Resultant | None) -> Job:
@@ -234,7 +235,7 @@ class Intake:
             NotNow: The queue or the disk is full, or there is nothing to run on.
         """
         wanted = resultant or old.resultant
-        _check_makes(wanted, old.volume.shape[2])
+        PLUGIN.check_makes(wanted, old.volume.shape)
         created = utc_now()
         async with self.place() as place, self._tree_aside() as tree:
             async with self._holds.reading(old.id):
@@ -242,7 +243,7 @@ class Intake:
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
-                plugin=PluginUsed(name=spleenseg.NAME),
+                plugin=PluginUsed(name=PLUGIN.name),
                 model=old.model,
                 volume=old.volume,
                 resultant=wanted,
@@ -289,8 +290,3 @@ def _take_over(source: JobTree, tree: JobTree) -> None:
 async def _in_thread(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
     """Call what blocks, to its end: a cancel must not leave a thread that still makes files."""
     return await to_the_end(asyncio.to_thread(function, *args, **named))
-
-
-def _check_makes(resultant: Resultant, slices: int) -> None:
-    if resultant == "logits" and slices < spleenseg.SLICES_FOR_PICTURE:
-        raise spleenseg.no_logits(slices)

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pfms.clock import iso, utc_now
 from pfms.errors import Cancelled, Interrupted, JobNotFound, PfmsError, by_code
+from pfms.plugin.types import Resultant
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
-Resultant = Literal["labels", "onehot", "logits"]
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     "queued": frozenset({"running", "failed", "cancelled"}),

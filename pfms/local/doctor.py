@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory, gettempdir
 
 from pfms.errors import StartError
 from pfms.local.doctor_plugin import Check, check_devices, check_plugin, check_weights_child
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
 from pfms.plugin.command import host_facts, resolve_command
-from pfms.plugin.spleenseg import HostFacts
+from pfms.plugin.types import HostFacts
 from pfms.settings import Settings
 from pfms.storage.disk import network_storage
 
@@ -37,7 +37,7 @@ def examine(settings: Settings) -> list[Check]:
         looks = [
             check_python,
             lambda: check_user(host),
-            *_of_the_plugin(settings, spleenseg.environment(host)),
+            *_of_the_plugin(settings, PLUGIN.environment(host)),
             check_shared_memory,
             check_temporary_folder,
             lambda: check_workspace(settings.workspace.absolute()),

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pfms.errors import StartError
 from pfms.executors import devices
 from pfms.models.check import weights_environment
+from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, plugin_version
 from pfms.plugin.verdict import how_it_ended
 from pfms.processes.run import child_environment
@@ -86,13 +87,13 @@ _NETWORK = """
 import runpy, sys
 child = runpy.run_path(sys.argv[1])
 child["confine"]()
-print(len(child["network_of_the_plugin"]()))
+print(len(child["network_of_the_plugin"](sys.argv[2])))
 """
 
 
 def check_weights_child(command: PluginCommand) -> Check:
     """Whether the program that checks uploads of weights finds the plugin's network."""
-    argv = (command.interpreter, "-c", _NETWORK, str(WEIGHTS_CHILD))
+    argv = (command.interpreter, "-c", _NETWORK, str(WEIGHTS_CHILD), PLUGIN.network)
     ended = _ask(argv, weights_environment())
     if isinstance(ended, str) or ended.returncode != 0:
         why = ended if isinstance(ended, str) else _how_it_ended(ended)

@@ -15,10 +15,9 @@ import numpy as np
 from pfms.clock import utc_now
 from pfms.errors import PfmsError, by_code
 from pfms.jobs.job import Job, Segmentation
-from pfms.plugin import spleenseg
+from pfms.plugin import PLUGIN
 from pfms.plugin.command import versions
 from pfms.plugin.types import PluginExit
-from pfms.plugin.verdict import cause_of
 from pfms.processes.run import run_in_group
 from pfms.storage.files import discard, sha256_of, tail_of
 from pfms.storage.workspace import JobTree
@@ -175,7 +174,7 @@ async def _run(tree: JobTree, rerun: Path) -> PluginExit:
     # Beside our own Python first, as the service looks for the plugin.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     return await run_in_group(
-        ("/bin/sh", str(tree.command), str(rerun / spleenseg.OUTPUTDIR)),
+        ("/bin/sh", str(tree.command), str(rerun / tree.output.name)),
         job=f"replay-{uuid4()}",
         cwd=tree.root,
         environment={"PATH": path},
@@ -189,10 +188,10 @@ def _judge(
     tree: JobTree, rerun: Path, plugin_exit: PluginExit
 ) -> tuple[LabelFacts | None, str | None]:
     """The labels of the rerun, or why there are none; as the service judges a run."""
-    onehot = rerun / spleenseg.ONEHOT
+    onehot = rerun / PLUGIN.outputs["onehot"]
     log = rerun / tree.log.name
     tail = tail_of(log)
-    verdict = cause_of(plugin_exit, tail, onehot.is_file(), root=str(tree.root))
+    verdict = PLUGIN.cause_of(plugin_exit, tail, onehot.is_file(), root=str(tree.root))
     own = [line for line in tail.splitlines() if line.startswith("command.sh: ")]
     if plugin_exit.code and own:  # the script itself gave up: the plugin is not there, say
         return None, own[-1]

@@ -14,6 +14,7 @@ from typing import Any
 
 from pfms.aio import to_the_end
 from pfms.errors import DiskFull, NotAModel, PfmsError
+from pfms.plugin import PLUGIN
 from pfms.plugin.verdict import how_it_ended
 from pfms.processes.kill import end_run
 from pfms.processes.marks import JOB_MARK
@@ -81,7 +82,7 @@ async def check_weights(
     mark = f"weights-{uuid.uuid4().hex}"
     try:
         child = await subprocess.create_subprocess_exec(
-            *(*interpreter, str(WEIGHTS_CHILD), str(upload), str(target)),
+            *(*interpreter, str(WEIGHTS_CHILD), str(upload), str(target), PLUGIN.network),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

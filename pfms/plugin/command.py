@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from pfms.errors import StartError
-from pfms.plugin.spleenseg import HostFacts
+from pfms.plugin.types import HostFacts
 
 PACKAGE = "spleenseg"
 _COMPARED = ("pfms", PACKAGE, "torch", "monai", "numpy", "nibabel")

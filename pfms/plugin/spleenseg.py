@@ -1,124 +1,135 @@
-"""The plugin, purely: its command line, its environment, `command.sh`, and what its end meant.
+"""The plugin spleenseg: its command line, the files that it reads and writes, what it says.
 
 Nothing here touches a file or a process, so each rule is tested from a table.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
+
+import numpy as np
 
 from pfms.errors import UnsupportedNifti
 from pfms.plugin.adaptations import adaptations
-from pfms.plugin.command_script import render as command_script_text
-from pfms.plugin.verdict import cause_of as cause_of
-
-NAME = "spleenseg"
+from pfms.plugin.command_script import render
+from pfms.plugin.grid import resampled_shape
+from pfms.plugin.types import ORDINARY_HOST, Floats, HostFacts, PluginExit, Resultant, Stage
+from pfms.plugin.verdict import Verdict, cause_of, last_traceback
 
 # Relative to the job's folder. The plugin takes every `imagesTs/**/*nii.gz` and the first file of
 # the model's name below its input folder, so each job has a tree with exactly one of both.
-INPUTDIR = "input"
-OUTPUTDIR = "output"
-MODEL_NAME = "model.pth"
-VOLUME = f"{INPUTDIR}/imagesTs/input.nii.gz"
-MODEL = f"{INPUTDIR}/{MODEL_NAME}"
-ONEHOT = f"{OUTPUTDIR}/inference/input/input_seg.nii.gz"
-LOGITS = f"{OUTPUTDIR}/inference/output.nii.gz"
+_INPUTDIR = "input"
+_OUTPUTDIR = "output"
+_MODEL_NAME = "model.pth"
+_VOLUME = f"{_INPUTDIR}/imagesTs/input.nii.gz"
+_WEIGHTS = f"{_INPUTDIR}/{_MODEL_NAME}"
+_ONEHOT = f"{_OUTPUTDIR}/inference/input/input_seg.nii.gz"
+_LOGITS = f"{_OUTPUTDIR}/inference/output.nii.gz"
 
+_NETWORK_SPACING = (1.5, 1.5, 2.0)  # mm along R, A and S
 # Its picture shows slice 20 of the last axis; a volume that has none ends it there.
-SLICES_FOR_PICTURE = 21
-
-Stage = Literal["loading", "inferring", "saving"]
-STAGES: tuple[Stage, ...] = ("loading", "inferring", "saving")
-
-
-def inference_argv(command: Sequence[str], device: str, logits: bool = False) -> tuple[str, ...]:
-    """The whole command line of a run, for the job's folder as working directory.
-
-    Args:
-        command: How the plugin is called (`PluginCommand.argv`).
-        device: `cpu` or `cuda:N`.
-        logits: Let it write `LOGITS` too.
-    """
-    options = ("--mode", "inference", "--device", device, "--useModel", MODEL_NAME)
-    more = ("--logTransformVols",) if logits else ()
-    return (*command, *options, *more, INPUTDIR, OUTPUTDIR)
+_SLICES_FOR_PICTURE = 21
+_NO_PICTURE = (
+    f"The volume has fewer than {_SLICES_FOR_PICTURE} slices: the plugin made the segmentation, "
+    "then failed to draw its picture of slice 20 (infer-1.png)."
+)
 
 
-def command_script(argv: Sequence[str], environment: Mapping[str, str]) -> str:
-    """`command.sh`: a run's call, to be made again by hand, here or on another machine.
+class Spleenseg:
+    """pl-monai_spleenseg, as `interface.Plugin`."""
 
-    Args:
-        argv: Of `inference_argv`.
-        environment: Of `environment`.
-    """
-    start = list(argv).index("--mode")
-    return command_script_text(
-        command=argv[:start],
-        arguments=argv[start:-1],
-        environment={k: v for k, v in environment.items() if not k.startswith("PFMS_")},
-        files=(VOLUME, MODEL),
-        result=ONEHOT.removeprefix(f"{OUTPUTDIR}/"),
-    )
+    name: ClassVar[str] = "spleenseg"
+    network: ClassVar[str] = "spleenseg.models.data:ModelParams.model"
+    volume: ClassVar[str] = _VOLUME
+    weights: ClassVar[str] = _WEIGHTS
+    outputs: ClassVar[Mapping[Resultant, str]] = {"onehot": _ONEHOT, "logits": _LOGITS}
 
+    def argv(
+        self, command: Sequence[str], device: str, resultant: Resultant = "labels"
+    ) -> tuple[str, ...]:
+        """The whole command line of a run."""
+        options = ("--mode", "inference", "--device", device, "--useModel", _MODEL_NAME)
+        more = ("--logTransformVols",) if resultant == "logits" else ()
+        return (*command, *options, *more, _INPUTDIR, _OUTPUTDIR)
 
-def no_logits(slices: int) -> UnsupportedNifti:
-    """The refusal of `logits` for a volume of too few slices."""
-    return UnsupportedNifti(
-        f"The volume has {slices} slices: with fewer than {SLICES_FOR_PICTURE} the plugin stops "
-        "before it writes the logits.",
-        "Ask for the resultant 'labels' or 'onehot', or send a volume of more slices.",
-    )
+    def environment(
+        self,
+        host: HostFacts = ORDINARY_HOST,
+        *,
+        threads: int | None = None,
+        without: Collection[str] = (),
+    ) -> dict[str, str]:
+        """What a run sets on top of the server's own environment."""
+        chosen = {
+            "MPLBACKEND": "Agg",  # no display
+            "PYTHONUNBUFFERED": "1",  # the log can be followed
+            "PYTHONIOENCODING": "utf-8",  # its banner kills it under a Latin-1 locale
+        }
+        if not host.has_user:
+            chosen["USER"] = "pfms"
+        if host.spare_home is not None:
+            chosen |= {"HOME": host.spare_home, "MPLCONFIGDIR": f"{host.spare_home}/matplotlib"}
+        if threads is not None:
+            chosen |= dict.fromkeys(
+                ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
+            )
+        for step in adaptations(without):
+            chosen |= step.environment
+        return chosen
 
-
-@dataclass(frozen=True)
-class HostFacts:
-    """What the plugin's libraries ask of the machine that it may not have.
-
-    Attributes:
-        has_user: The user ID has a passwd entry; without one `import monai` dies.
-        spare_home: A folder to be HOME, where HOME itself cannot be written; else None.
-    """
-
-    has_user: bool = True
-    spare_home: str | None = None
-
-
-def environment(
-    host: HostFacts = HostFacts(),
-    *,
-    threads: int | None = None,
-    without: Collection[str] = (),
-) -> dict[str, str]:
-    """What a run sets on top of the server's own environment.
-
-    Args:
-        host: About this machine.
-        threads: Threads for a run that shares the cores with others; None leaves them all to it.
-        without: Names of `ADAPTATIONS` to leave out.
-
-    Raises:
-        ValueError: `without` names none of them.
-    """
-    chosen = {
-        "MPLBACKEND": "Agg",  # no display
-        "PYTHONUNBUFFERED": "1",  # the log can be followed
-        "PYTHONIOENCODING": "utf-8",  # its banner kills it under a Latin-1 locale
-    }
-    if not host.has_user:
-        chosen["USER"] = "pfms"
-    if host.spare_home is not None:
-        chosen |= {"HOME": host.spare_home, "MPLCONFIGDIR": f"{host.spare_home}/matplotlib"}
-    if threads is not None:
-        chosen |= dict.fromkeys(
-            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
+    def command_script(self, argv: Sequence[str], environment: Mapping[str, str]) -> str:
+        """The text of `command.sh`."""
+        start = list(argv).index("--mode")
+        return render(
+            command=argv[:start],
+            arguments=argv[start:-1],
+            environment={k: v for k, v in environment.items() if not k.startswith("PFMS_")},
+            files=(_VOLUME, _WEIGHTS),
+            result=_ONEHOT.removeprefix(f"{_OUTPUTDIR}/"),
         )
-    for step in adaptations(without):
-        chosen |= step.environment
-    return chosen
+
+    def check_makes(self, resultant: Resultant, shape: tuple[int, int, int]) -> None:
+        """Refuse logits of a volume at which the plugin stops before it writes them."""
+        if resultant == "logits" and shape[2] < _SLICES_FOR_PICTURE:
+            raise UnsupportedNifti(
+                f"The volume has {shape[2]} slices: with fewer than {_SLICES_FOR_PICTURE} the "
+                "plugin stops before it writes the logits.",
+                "Ask for the resultant 'labels' or 'onehot', or send a volume of more slices.",
+            )
+
+    def believes_sform(self, pixdim: Floats, spacing: Floats) -> bool:
+        """Whether its reader goes by the sform.
+
+        MONAI's loader does not believe an sform whose spacing differs from pixdim, and takes the
+        qform in its place (monai.data.utils.rectify_header_sform_qform, MONAI 1.6.1), whatever its
+        code.
+        """
+        return bool(np.allclose(pixdim, spacing))
+
+    def network_grid(self, shape: tuple[int, int, int], affine: Floats) -> tuple[int, int, int]:
+        """The grid on which its network sees a volume."""
+        return resampled_shape(shape, affine, _NETWORK_SPACING)
+
+    def stage_of(self, log_text: str) -> Stage:
+        """How far a run is, by the lines that it prints."""
+        if "--------> novel inference" in log_text:
+            return "saving"
+        return "inferring" if "Loading dataset: 100%" in log_text else "loading"
+
+    def cause_of(
+        self,
+        exit: PluginExit,
+        log_tail: str,
+        onehot_written: bool,
+        *,
+        root: str = "",
+        disk_full: bool = False,
+    ) -> Verdict:
+        """Why a run ended as it did; a picture that it could not draw is not a failure."""
+        if onehot_written and exit.code == 1 and _failed_at_its_picture(log_tail):
+            return Verdict(None, warning=_NO_PICTURE)
+        return cause_of(exit, log_tail, onehot_written, root=root, disk_full=disk_full)
 
 
-def stage_of(log_text: str) -> Stage:
-    """How far a run is, by the lines that the plugin prints."""
-    if "--------> novel inference" in log_text:
-        return "saving"
-    return "inferring" if "Loading dataset: 100%" in log_text else "loading"
+def _failed_at_its_picture(log_tail: str) -> bool:
+    trace = last_traceback(log_tail)
+    return "in plot_infer" in trace and "IndexError: index 20 is out of bounds" in trace

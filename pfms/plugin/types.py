@@ -1,9 +1,33 @@
-"""One call of the plugin, and how it ended: what crosses from the jobs to an executor and back."""
+"""What crosses between the jobs, the executors and the plugin."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Resultant = Literal["labels", "onehot", "logits"]
+Stage = Literal["loading", "inferring", "saving"]
+STAGES: tuple[Stage, ...] = ("loading", "inferring", "saving")
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What the plugin's libraries ask of the machine that it may not have.
+
+    Attributes:
+        has_user: The user ID has a passwd entry; without one `import monai` dies.
+        spare_home: A folder to be HOME, where HOME itself cannot be written; else None.
+    """
+
+    has_user: bool = True
+    spare_home: str | None = None
+
+
+ORDINARY_HOST = HostFacts()
 
 
 @dataclass(frozen=True)

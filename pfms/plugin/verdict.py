@@ -15,7 +15,7 @@ class Verdict:
     """What the end of a run meant.
 
     Attributes:
-        error: One of CONTRACT's error codes (`errors.by_code`); None where it ended well.
+        error: The code of an error (`errors.by_code`); None where it ended well.
         detail: Why, one line, no path of this server; empty where it ended well.
         warning: What the record and the caller should be told of a run that ended well.
     """
@@ -29,11 +29,6 @@ class Verdict:
         """The plugin did its work; its result is still to be checked."""
         return self.error is None
 
-
-SHORT_STACK_WARNING = (
-    "The volume has fewer than 21 slices: the plugin made the segmentation, then failed to draw "
-    "its picture of slice 20 (infer-1.png)."
-)
 
 # The first that matches decides: the particular before the general (a full /dev/shm and a full
 # disk share their errno, and a worker's death has a cause of its own before its echo).
@@ -86,7 +81,7 @@ def cause_of(
     Args:
         exit: How the run ended.
         log_tail: The end of its log; 64 KiB are plenty.
-        onehot_written: `ONEHOT` is there and the run wrote it.
+        onehot_written: The segmentation is there and the run wrote it.
         root: The job's folder: paths in it become relative to it in the detail.
         disk_full: No room was left when it ended. The log lies on the same disk, so that it cannot
             say so itself.
@@ -103,16 +98,6 @@ def cause_of(
         if disk_full:
             return Verdict("disk-full", _NO_ROOM)
         return Verdict("bad-result", "The plugin ended well but wrote no segmentation.")
-
-    _, found, last_traceback = log_tail.rpartition(_TRACEBACK)
-    if (
-        onehot_written
-        and exit.code == 1
-        and found
-        and "in plot_infer" in last_traceback
-        and "IndexError: index 20 is out of bounds" in last_traceback
-    ):
-        return Verdict(None, warning=SHORT_STACK_WARNING)
 
     died_of = _signal_of(exit)
     if died_of == "SIGKILL":  # not ours: nothing that the log says weighs more
@@ -145,12 +130,15 @@ def _ended_by_signal(name: str) -> Verdict:
     return Verdict(error, f"{why} ({name}).")
 
 
+def last_traceback(log_text: str) -> str:
+    """What follows the last traceback's first line; empty where there is none."""
+    _, found, after = log_text.rpartition(_TRACEBACK)
+    return after if found else ""
+
+
 def final_exception(log_text: str) -> str:
     """The exception of the log's last traceback, its lines joined; empty where there is none."""
-    _, found, after = log_text.rpartition(_TRACEBACK)
-    if not found:
-        return ""
-    lines = iter(after.splitlines()[1:])
+    lines = iter(last_traceback(log_text).splitlines()[1:])
     line = next((line for line in lines if line and not line[0].isspace()), "")
     while line.endswith(":") and (more := next(lines, "").strip()):
         line = f"{line} {more}"

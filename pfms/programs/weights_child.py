@@ -2,7 +2,7 @@
 
 It is started by its path with the interpreter that has the plugin, so it imports nothing of pfms::
 
-    PYTHON weights_child.py UPLOAD TARGET
+    PYTHON weights_child.py UPLOAD TARGET NETWORK
 
 UPLOAD comes from a stranger. It is opened once, by `torch.load(weights_only=True)`, under limits
 on memory and time; nothing in it is executed. TARGET gets the weights as a plain state dict of
@@ -21,8 +21,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import importlib
 import io
 import json
+import operator
 import os
 import re
 import resource
@@ -106,14 +108,14 @@ class Refused(Exception):
         self.code = code
 
 
-def main(upload: str, target: str) -> None:
+def main(upload: str, target: str, network: str) -> None:
     """Print the verdict."""
     # Libraries print what they like when they are imported: that goes to stderr.
     answer = os.dup(1)
     os.dup2(2, 1)
     confine()
     try:
-        verdict = {"ok": True, **convert(Path(upload), Path(target))}
+        verdict = {"ok": True, **convert(Path(upload), Path(target), network)}
     except Refused as refused:
         verdict = {"ok": False, "code": refused.code, "detail": refused.detail}
     except MemoryError:
@@ -146,13 +148,13 @@ def confine() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def convert(upload: Path, target: Path) -> dict[str, Any]:
+def convert(upload: Path, target: Path, where: str) -> dict[str, Any]:
     """Check `upload` and write `target`; what the verdict says of it."""
     with upload.open("rb") as file:
         if why_not := why_not_weights(file):
             raise Refused(why_not)
         content, locations = load(file)
-    network = network_of_the_plugin()
+    network = network_of_the_plugin(where)
     state, notes = taken_from(content, network)
     weights = {key: as_stored(key, state[key], like) for key, like in network.items()}
     others = {str(state[key].dtype) for key, like in network.items() if like.is_floating_point()}
@@ -202,12 +204,12 @@ def why_not_loaded(error: Exception) -> str:
     return CUT_OFF
 
 
-def network_of_the_plugin() -> dict[str, Any]:
-    """Keys and tensors of the installed plugin's own network."""
+def network_of_the_plugin(where: str) -> dict[str, Any]:
+    """Keys and tensors of the installed plugin's own network, which is at `module:attribute`."""
     try:
-        from spleenseg.models.data import ModelParams
-
-        return dict(ModelParams.model.state_dict())
+        module, _, path = where.partition(":")
+        network = operator.attrgetter(path)(importlib.import_module(module))
+        return dict(network.state_dict())
     except MemoryError:
         raise
     except Exception as error:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from pfms.errors import TooLarge, UnsupportedNifti
+from pfms.plugin import PLUGIN
 from pfms.storage.files import appearing_whole
-from pfms.volumes.geometry import Affine, network_shape, orientation_of, spacing_of
+from pfms.volumes.geometry import Affine, orientation_of, spacing_of
 from pfms.volumes.place import Place, find_place
 from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
 
@@ -160,7 +161,7 @@ def _check_size(source: NiftiReader, limits: VolumeLimits) -> None:
 
 
 def _check_grid(shape: tuple[int, int, int], affine: Affine, limits: VolumeLimits) -> None:
-    grid = network_shape(shape, affine)
+    grid = PLUGIN.network_grid(shape, affine)
     if prod(grid) > limits.max_grid_voxels:
         raise UnsupportedNifti(
             f"Resampled to 1.5 x 1.5 x 2 mm, as the plugin does, it would have "

@@ -5,26 +5,17 @@ All affines are 4 x 4, from voxel indices (i, j, k) to millimetres in RAS.
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
-from nibabel.orientations import (
-    aff2axcodes,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import aff2axcodes
 from nibabel.spatialimages import HeaderDataError
-from numpy.typing import NDArray
 
 from pfms.errors import UnsupportedNifti
+from pfms.plugin import PLUGIN
+from pfms.plugin.types import Floats
 
-Floats = NDArray[np.float64]
 Affine = Floats
 
 SAME = 1e-3
 """Millimetres, per element, within which two affines are the same."""
-
-NETWORK_SPACING = (1.5, 1.5, 2.0)
-"""Millimetres along R, A and S: the grid that the plugin resamples a volume to."""
 
 _SPACING_RANGE = (0.01, 10_000.0)
 _FARTHEST = 1e6
@@ -53,22 +44,21 @@ def header_affine(header: Nifti1Header) -> Affine:
 def loaded_affine(header: Nifti1Header) -> Affine:
     """Give the affine that the plugin works with: nearly always that of `header_affine`.
 
-    MONAI's loader does not believe an sform whose spacing differs from pixdim, and takes the qform
-    in its place (monai.data.utils.rectify_header_sform_qform, MONAI 1.6.1), whatever its code.
+    Where its reader does not believe the sform, it takes the qform in its place, whatever its code.
 
     Raises:
         UnsupportedNifti: As `header_affine`, for either.
     """
     affine = header_affine(header)
     pixdim = header["pixdim"][1:4].astype(np.float64)
-    if header["sform_code"] == 0 or np.allclose(pixdim, spacing_of(affine)):
+    if header["sform_code"] == 0 or PLUGIN.believes_sform(pixdim, spacing_of(affine)):
         return affine
     try:
         with np.errstate(all="ignore"):
             qform = np.asarray(header.get_qform(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
         raise UnsupportedNifti("Its qform is not a rotation.") from error
-    if not np.allclose(pixdim, spacing_of(qform)):
+    if not PLUGIN.believes_sform(pixdim, spacing_of(qform)):
         return affine
     _check(qform)
     return qform
@@ -94,42 +84,6 @@ def voxel_millilitres(affine: Affine) -> float:
 def orientation_of(affine: Affine) -> str:
     """Name the direction in which each stored axis mostly runs, such as `RAS` or `LPS`."""
     return "".join(aff2axcodes(affine))
-
-
-def network_shape(shape: tuple[int, int, int], affine: Affine) -> tuple[int, int, int]:
-    """Give the grid (R, A, S) on which the plugin's network sees a volume, before any crop.
-
-    Orientationd("RAS") and Spacingd((1.5, 1.5, 2.0)) of MONAI 1.6.1, whose `zoom_affine` and
-    `compute_shape_offset` (monai.data.utils) are written out here: this program has no torch.
-    """
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt("RAS"))
-    matrix = (affine @ inv_ornt_aff(turn, shape))[:3, :3]
-    turned = [shape[axis] for axis in np.argsort(turn[:, 0])]
-
-    given = np.sqrt(np.sum(matrix * matrix, axis=0))
-    wanted = np.array(NETWORK_SPACING)
-    wanted = np.where(np.abs(given - wanted) <= SAME, given, wanted)  # left as it is
-    upper = np.linalg.cholesky(matrix.T @ matrix).T
-    rotation = matrix @ _inverse(upper)  # what is left without zoom and shear
-    resampled = rotation @ np.diag(np.sign(np.diag(upper)) * wanted)
-
-    ends = [(0.0, length - 1.0) for length in turned]
-    corners = np.asarray(np.meshgrid(*ends, indexing="ij")).reshape((3, -1))
-    extent = np.ptp(_inverse(resampled) @ matrix @ corners, axis=1)
-    x, y, z = (int(length) for length in np.round(extent + 1.0))
-    return x, y, z
-
-
-def _inverse(matrix: Floats) -> Floats:
-    """Invert a 3 x 3 matrix.
-
-    numpy's own `inv` wakes a thread of OpenBLAS for each core, and they spin for 20 ms after it:
-    of the cores that the runs need.
-    """
-    a, b, c = matrix
-    adjugate = np.stack([np.cross(b, c), np.cross(c, a), np.cross(a, b)], axis=1)
-    inverse: Floats = adjugate / (a @ adjugate[:, 0])
-    return inverse
 
 
 def _check(affine: Affine) -> None:

@@ -13,8 +13,9 @@ from nibabel.nifti1 import Nifti1Header
 from numpy.typing import NDArray
 
 from pfms.errors import BadResult, RequestError
+from pfms.plugin.types import Floats
 from pfms.storage.files import appearing_whole
-from pfms.volumes.geometry import Floats, header_affine, loaded_affine, same, voxel_millilitres
+from pfms.volumes.geometry import header_affine, loaded_affine, same, voxel_millilitres
 from pfms.volumes.place import pixdim_of_upload
 from pfms.volumes.reader import GzipWriter, NiftiReader
 

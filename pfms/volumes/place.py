@@ -13,9 +13,9 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 
 from pfms.errors import UnsupportedNifti
+from pfms.plugin.types import Floats
 from pfms.volumes.geometry import (
     Affine,
-    Floats,
     header_affine,
     loaded_affine,
     orientation_of,
