@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -137,6 +138,7 @@ def test_imports_run_downward_only() -> None:
     assert upward == []
 
 
+@cache
 def defined_in(path: Path) -> set[str]:
     """The names that a module defines itself, at its top."""
     found: set[str] = set()

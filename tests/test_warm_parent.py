@@ -377,7 +377,7 @@ async def test_with_a_killed_server_its_parent_and_their_runs_end(
     server = await asyncio.create_subprocess_exec(*line, str(tmp_path), house.mark, cwd=ROOT)
     log = tmp_path / "log"
     await until(lambda: log.exists() and "ignoring" in log.read_text())
-    assert len(find_marked(WORKSPACE_MARK, house.mark)) >= 4
+    await until(lambda: len(find_marked(WORKSPACE_MARK, house.mark)) >= 4)
 
     server.kill()
     await server.communicate()
