@@ -19,7 +19,7 @@ from bench.load import Caller, executors, expect, serving
 from bench.volumes import clinical, content, phantom_3mm, real_ct, there_is_a_real_ct
 from pfms.plugin import PLUGIN
 from pfms.plugin.command import resolve_command
-from pfms.storage.files import discard
+from pfms.storage.removal import discard
 from pfms.volumes.labels import labels_checksum
 from tests.conftest import ROOT, Server
 

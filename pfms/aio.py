@@ -1,4 +1,4 @@
-"""Two ways to wait that asyncio lacks."""
+"""Ways to wait that asyncio lacks."""
 
 import asyncio
 import logging
@@ -33,3 +33,8 @@ async def to_the_end(work: Awaitable[T]) -> T:
     if not future.cancelled() and (failure := future.exception()) is not None:
         log.error("it was cancelled, and failed at its end", exc_info=failure)
     raise cancelled
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """Call what blocks, to its end: a cancelled task must not leave a thread that goes on."""
+    return await to_the_end(asyncio.to_thread(function, *args, **named))

@@ -127,6 +127,19 @@ def test_every_module_has_a_storey_and_every_storey_a_module() -> None:
     assert {storey_of(name) for name in MODULES if name != "pfms"} == set(STOREYS)
 
 
+def test_the_documentation_shows_every_module_where_it_is() -> None:
+    shown: set[str] = set()
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    for row in re.findall(r"^\| (`.+?) \|(.*?)\| .+ \|$", page.partition("## The way")[0], re.M):
+        storeys, modules = (re.findall(r"`([^`]+)`", cell) for cell in row)
+        shown |= {f"pfms.{name}" for name in storeys if not name.endswith("/")}
+        package = next((name for name in storeys if name.endswith("/")), "")
+        shown |= {f"pfms.{package.replace('/', '.')}{name}" for name in modules}
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+
+    assert shown == MODULES.keys() - packages - {"pfms.__main__"}
+
+
 def test_imports_run_downward_only() -> None:
     upward = [
         f"{name} imports {other}"

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from pfms.storage.files import appearing_whole, discard, matches, write_atomically
+from pfms.storage.files import appearing_whole, matches, write_atomically
+from pfms.storage.removal import discard
 from pfms.storage.workspace import JobTree, Workspace
 from tests.conftest import Server, StartServer
 

@@ -11,17 +11,8 @@ from fastapi.responses import StreamingResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from pfms import errors
-from pfms.api.answers import (
-    HEADERS,
-    LOCATION,
-    NIFTI,
-    FileAnswer,
-    JobID,
-    Uses,
-    job_headers,
-    job_location,
-    resultant_file,
-)
+from pfms.api.common import HEADERS, LOCATION, JobID, Uses, job_headers, job_location
+from pfms.api.downloads import NIFTI, OpenedFileResponse, resultant_file
 from pfms.api.problems import responses
 from pfms.api.refusals import QUEUE, RESULT
 from pfms.api.schemas import JobPage, JobView
@@ -182,7 +173,7 @@ async def show_bundle(service: Uses, job_id: JobID, voxels: bool = False) -> Res
     """Command, record and log in a zip; with `voxels` also input, result and weights."""
     job = await service.archive.job(job_id)
     file = await service.archive.bundle(job_id, voxels=voxels)
-    return FileAnswer(
+    return OpenedFileResponse(
         file,
         filename=f"{job.id}.zip",
         media_type="application/zip",

@@ -7,7 +7,7 @@ sending what a form can send.
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 
-from pfms.api.answers import Uses
+from pfms.api.common import Uses
 from pfms.errors import Forbidden
 from pfms.hosts import normal_origin
 

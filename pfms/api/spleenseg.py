@@ -8,15 +8,8 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from pfms import errors
-from pfms.api.answers import (
-    HEADERS,
-    LOCATION,
-    NIFTI,
-    Uses,
-    job_headers,
-    job_location,
-    resultant_file,
-)
+from pfms.api.common import HEADERS, LOCATION, Uses, job_headers, job_location
+from pfms.api.downloads import NIFTI, resultant_file
 from pfms.api.multipart import OPENAPI_BODY, announced_size, check_body, receive_file
 from pfms.api.problems import responses
 from pfms.api.refusals import MODEL_IN_PATH, MODEL_IN_QUERY, QUEUE, RUN, UPLOAD, VOLUME

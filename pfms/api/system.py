@@ -10,7 +10,7 @@ import psutil
 from fastapi import APIRouter, Query, Response
 
 from pfms import __version__, errors
-from pfms.api.answers import Uses
+from pfms.api.common import Uses
 from pfms.api.problems import responses
 from pfms.api.schemas import About, Echo, Live, Ready, Sys, SysInfo
 

@@ -17,6 +17,7 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import adaptations
 from pfms.plugin.command import PluginCommand
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
+from pfms.plugin.verdict import one_line
 from pfms.processes.marks import WORKSPACE_MARK
 from pfms.processes.run import run_child
 
@@ -28,9 +29,6 @@ _LONGEST_PAUSE = 60.0  # seconds between failed starts
 _END_GRACE = 2.0  # for the children of a parent whose server has died
 
 _WARMING = Missing("warming", "the plugin is being started; jobs are accepted and wait")
-_BROKEN = Missing(
-    "plugin-broken", "the plugin does not start: the server's log and `pfms doctor` say why"
-)
 
 # A question about CUDA at an import would otherwise start it, and no fork could use it then.
 _OF_THE_PARENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -91,7 +89,9 @@ class WarmExecutor:
         """`warming` until the parent is there, `plugin-broken` when it does not start."""
         if self._parent is not None:
             return None
-        return _BROKEN if self._why_not else _WARMING
+        if not self._why_not:
+            return _WARMING
+        return Missing("plugin-broken", f"{one_line(self._why_not)} `pfms doctor` looks closer.")
 
     def devices(self) -> tuple[str, ...]:
         """The devices of this machine."""

@@ -10,7 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 from time import monotonic
 
-from pfms.aio import to_the_end
+from pfms.aio import in_thread, to_the_end
 from pfms.clock import iso, utc_now
 from pfms.errors import (
     BadResult,
@@ -206,7 +206,7 @@ class Archive:
         """
         async with self._draws, self._holds.reading(job_id):
             job = await self._succeeded(job_id)
-            return await to_the_end(asyncio.to_thread(self._draw, job))
+            return await in_thread(self._draw, job)
 
     def _draw(self, job: Job) -> bytes:
         self._open_resultant(job, "labels").close()
@@ -234,7 +234,7 @@ class Archive:
                     if voxels:
                         size = await asyncio.to_thread(bundle.size_of, files)
                         await room.enter_async_context(self._room.reserve(size))
-                    return await to_the_end(asyncio.to_thread(self._write_bundle, job_id, files))
+                    return await in_thread(self._write_bundle, job_id, files)
 
     def _write_bundle(self, job_id: str, files: Sequence[Path]) -> BufferedReader:
         with self._workspace.scratch() as target:

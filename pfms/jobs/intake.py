@@ -4,13 +4,12 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
-from pfms.aio import to_the_end
+from pfms.aio import in_thread, to_the_end
 from pfms.clock import iso, utc_now
 from pfms.errors import (
     Gone,
@@ -30,14 +29,12 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.types import Resultant
 from pfms.settings import Settings
 from pfms.storage.disk import full_disk_is_told
-from pfms.storage.files import discard, link_or_copy
+from pfms.storage.files import link_or_copy
+from pfms.storage.removal import discard
 from pfms.storage.room import Room
 from pfms.storage.upload import Upload, UploadWriter
 from pfms.storage.workspace import JobTree, Workspace
 from pfms.volumes import admit
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,7 @@ class Intake:
     ) -> Job:
         created = utc_now()
         async with self._tree_aside() as tree, self._looks:
-            model, facts = await _in_thread(self._look, upload, request, tree)
+            model, facts = await in_thread(self._look, upload, request, tree)
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
@@ -239,7 +236,7 @@ class Intake:
         created = utc_now()
         async with self.place() as place, self._tree_aside() as tree:
             async with self._holds.reading(old.id):
-                await _in_thread(_take_over, self._workspace.job(old.id), tree)
+                await in_thread(_take_over, self._workspace.job(old.id), tree)
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
@@ -260,17 +257,17 @@ class Intake:
             try:
                 yield tree
             except BaseException:
-                await _in_thread(discard, tree.root)
+                await in_thread(discard, tree.root)
                 raise
 
     async def _publish(self, tree: JobTree, job: Job, place: Place) -> Job:
         """Put a job's folder into its place whole, then its row; then it waits in the queue."""
-        await _in_thread(self._records.write_file, tree, job)
-        await _in_thread(self._workspace.publish, tree, job.id)
+        await in_thread(self._records.write_file, tree, job)
+        await in_thread(self._workspace.publish, tree, job.id)
         try:
             await to_the_end(self._journal.call(self._records.write_row, job))
         except BaseException:
-            await _in_thread(self._workspace.remove_job, job.id)
+            await in_thread(self._workspace.remove_job, job.id)
             raise
         place.give_back()  # in the same step as it enters the queue, so that none is counted twice
         self._runs.enter(job)
@@ -285,8 +282,3 @@ def _take_over(source: JobTree, tree: JobTree) -> None:
             link_or_copy(file, target)
     except FileNotFoundError:
         raise Gone("The volume of this job was removed.", job=source.root.name) from None
-
-
-async def _in_thread(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """Call what blocks, to its end: a cancel must not leave a thread that still makes files."""
-    return await to_the_end(asyncio.to_thread(function, *args, **named))

@@ -45,7 +45,7 @@ class DemoFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Found:
+class DemoResult:
     """What came out.
 
     Attributes:
@@ -88,7 +88,7 @@ def demo(
     seed: int = SEED,
     device: str = "auto",
     watching: Callable[[], AbstractContextManager[OnUpdate | None]] = nullcontext,
-) -> Iterator[tuple[Found, str]]:
+) -> Iterator[tuple[DemoResult, str]]:
     """Give what came out, and the URL of the server, which is stopped at the end of the `with`.
 
     Args:
@@ -123,7 +123,7 @@ def demo(
             job = _infer(client, out, show)
         steps.done(f"the plugin took {job['seconds']:.1f} s of it, on {job['device']}")
         steps.begin("Compare it with the truth, and fetch the picture")
-        found = Found(job, dice_of(out), out / "workspace" / job["folder"])
+        found = DemoResult(job, dice_of(out), out / "workspace" / job["folder"])
         (out / "segmentation.png").write_bytes(client.preview(job["id"]))
         steps.done(f"spleen {job['segmentation']['spleen_ml']:.0f} ml, Dice {found.dice:.3f}")
         say(f"All of it took {time.monotonic() - steps.begun:.1f} s.")
@@ -267,7 +267,7 @@ def this_command() -> str:
     return str(own.relative_to(here) if own.is_relative_to(here) else own)
 
 
-def ending(out: Path, found: Found, pfms: str) -> str:
+def ending(out: Path, found: DemoResult, pfms: str) -> str:
     """What came out, and how to go on from here; `pfms` is how to type it."""
     api = "http://127.0.0.1:2024/api/v1/spleenseg"
     return f"""

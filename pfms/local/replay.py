@@ -19,7 +19,8 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.command import versions
 from pfms.plugin.types import PluginExit
 from pfms.processes.run import run_in_group
-from pfms.storage.files import discard, sha256_of, tail_of
+from pfms.storage.files import sha256_of, tail_of
+from pfms.storage.removal import discard
 from pfms.storage.workspace import JobTree
 from pfms.volumes.labels import LabelFacts, write_labels
 from pfms.volumes.reader import NiftiReader

@@ -21,7 +21,8 @@ from pfms.clock import iso, utc_now
 from pfms.errors import InvalidModelID, ModelNotFound
 from pfms.models.check import CHILD_SECONDS, check_weights
 from pfms.storage.disk import full_disk_is_told
-from pfms.storage.files import discard, link_or_copy, sync_folder
+from pfms.storage.files import link_or_copy, sync_folder
+from pfms.storage.removal import discard
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from pfms.errors import StartError
-from pfms.storage.files import (
-    discard,
-    let_in,
-    make_folder,
-    sync_folder,
-    sync_tree,
-    write_atomically,
-)
+from pfms.storage.files import make_folder, sync_folder, sync_tree, write_atomically
+from pfms.storage.removal import discard, let_in
 
 log = logging.getLogger(__name__)
 

@@ -1,64 +1,27 @@
-"""Answers with a file of a job, and what the routes share."""
+"""Files in answers: opened before, streamed with ETag and ranges."""
 
 import os
 import re
 from collections.abc import Mapping
 from io import BufferedReader
-from typing import Annotated
 
-from fastapi import Depends, Request
-from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from pfms.api.common import job_headers
 from pfms.jobs.archive import Archive
-from pfms.jobs.job import JOB_ID, Job
+from pfms.jobs.job import Job
 from pfms.plugin.types import Resultant
-from pfms.service import Service
 
 NIFTI = "application/octet-stream"
+
+
 _RANGE = re.compile(
     rb"bytes=(?=.*\d)(\d{0,18})-(\d{0,18})"
 )  # one range; several are of no use to a NIfTI
 
-# Shown, not enforced: what could be no ID is a job that there is not.
-JobID = Annotated[
-    str,
-    InPath(
-        examples=["2026-01-31-12-00-00-f81d4fae-7dec-41d0-a765-00a0c91e6bf6"],
-        json_schema_extra={"pattern": f"^{JOB_ID.pattern}$"},
-    ),
-]
 
-HEADERS = {
-    "X-Pfms-Job": {"schema": {"type": "string"}, "description": "the job's ID"},
-    "X-Pfms-Warning": {"schema": {"type": "string"}, "description": "where there is one"},
-}
-LOCATION = {"Location": {"schema": {"type": "string"}, "description": "of the job"}}
-
-
-async def _service(request: Request) -> Service:  # a plain one would go through a thread
-    service: Service = request.app.state.service
-    return service
-
-
-Uses = Annotated[Service, Depends(_service)]
-
-
-def job_headers(job: Job) -> dict[str, str]:
-    """What every answer to an accepted run carries."""
-    headers = {"X-Pfms-Job": job.id}
-    if job.warnings:
-        headers["X-Pfms-Warning"] = "; ".join(job.warnings).encode("ascii", "replace").decode()
-    return headers
-
-
-def job_location(request: Request, job: Job) -> str:
-    """The path of a job, for `Location`."""
-    return f"{request.scope['root_path']}/api/v1/jobs/{job.id}"
-
-
-class FileAnswer(FileResponse):
+class OpenedFileResponse(FileResponse):
     """An opened file, streamed, with ETag and ranges.
 
     It is sent whole even if its name is removed meanwhile: the opened file is what is read.
@@ -99,7 +62,7 @@ def _sensible_range(scope: Scope) -> Scope:
     return {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
 
 
-async def resultant_file(archive: Archive, job: Job, resultant: Resultant) -> FileAnswer:
+async def resultant_file(archive: Archive, job: Job, resultant: Resultant) -> OpenedFileResponse:
     """The NIfTI of a job that has succeeded.
 
     Raises:
@@ -108,4 +71,4 @@ async def resultant_file(archive: Archive, job: Job, resultant: Resultant) -> Fi
     file = await archive.resultant(job.id, resultant)
     # It never changes once it is there, so its name is as good as its hash.
     headers = {**job_headers(job), "ETag": f'"{job.id}-{resultant}"'}
-    return FileAnswer(file, filename="output.nii.gz", headers=headers)
+    return OpenedFileResponse(file, filename="output.nii.gz", headers=headers)

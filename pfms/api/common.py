@@ -1,0 +1,45 @@
+"""What the routes share: the service they ask, and the headers of a job."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi import Path as InPath
+
+from pfms.jobs.job import JOB_ID, Job
+from pfms.service import Service
+
+# Shown, not enforced: what could be no ID is a job that there is not.
+JobID = Annotated[
+    str,
+    InPath(
+        examples=["2026-01-31-12-00-00-f81d4fae-7dec-41d0-a765-00a0c91e6bf6"],
+        json_schema_extra={"pattern": f"^{JOB_ID.pattern}$"},
+    ),
+]
+
+HEADERS = {
+    "X-Pfms-Job": {"schema": {"type": "string"}, "description": "the job's ID"},
+    "X-Pfms-Warning": {"schema": {"type": "string"}, "description": "where there is one"},
+}
+LOCATION = {"Location": {"schema": {"type": "string"}, "description": "of the job"}}
+
+
+async def _service(request: Request) -> Service:  # a plain one would go through a thread
+    service: Service = request.app.state.service
+    return service
+
+
+Uses = Annotated[Service, Depends(_service)]
+
+
+def job_headers(job: Job) -> dict[str, str]:
+    """What every answer to an accepted run carries."""
+    headers = {"X-Pfms-Job": job.id}
+    if job.warnings:
+        headers["X-Pfms-Warning"] = "; ".join(job.warnings).encode("ascii", "replace").decode()
+    return headers
+
+
+def job_location(request: Request, job: Job) -> str:
+    """The path of a job, for `Location`."""
+    return f"{request.scope['root_path']}/api/v1/jobs/{job.id}"
