@@ -67,10 +67,14 @@ def test_a_body_that_is_waited_for_with_100_continue_may_ask_for_an_upgrade(serv
 # --- what is no HTTP ---------------------------------------------------------------------------
 
 POST = (
-    b"POST " + TARGET.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: " + FORM.encode() + b"\r\n"
+    b"POST "
+    + TARGET.encode()
+    + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: "
+    + FORM.encode()
+    + b"\r\n"
 )
 BROKEN = {
-    "a raw byte in the query": b"GET /api/v1/jobs?modelID=\xc3\xa4 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "a raw byte in the query": b"GET /api/v1/jobs?state=\xc3\xa4 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a raw byte in the path": b"GET /api/v1/\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "a space in the query": b"GET /api/v1/jobs?modelID=a b HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "no method": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -243,9 +247,7 @@ def test_a_client_that_sends_on_and_then_closes_still_reads_its_refusal(
     """Closed at once, the kernel resets the connection and the answer is lost."""
     length = 40_000_000
     with Wire(server.url) as wire:
-        head = (
-            f"POST /api/v1{INFER}?modelID=none HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n"
-        )
+        head = f"POST /api/v1{INFER}?modelID=none HTTP/{version}\r\nHost: localhost\r\nConnection: close\r\n"
         wire.send(f"{head}Content-Type: {FORM}\r\nContent-Length: {length}\r\n\r\n".encode())
         for _ in range(length // 1_000_000):
             wire.send(bytes(1_000_000))
