@@ -125,7 +125,7 @@ def test_a_little_after_the_voxels_is_left_out_of_the_copy(
     whole = nifti(ct())
     facts, target = admit(put(tmp_path / "upload", whole + b"x" * size, packed=packed))
     assert gzip.decompress(target.read_bytes()) == whole
-    assert [("follows the last voxel" in text) for text in facts.warnings] == [True]
+    assert [("after the last voxel" in text) for text in facts.warnings] == [True]
 
 
 MEMBER = gzip.compress(nifti(ct()))
@@ -156,7 +156,7 @@ def test_what_follows_a_whole_gzip_stream_is_left_out_with_a_warning(
         upload.write_bytes(members + AFTER[what])
         facts, target = admit(upload)
         assert gzip.decompress(target.read_bytes()) == nifti(ct())
-        assert [("follows the last voxel" in text) for text in facts.warnings] == [True]
+        assert [("after the last voxel" in text) for text in facts.warnings] == [True]
         target.unlink()
 
 
@@ -222,14 +222,14 @@ def test_a_volume_without_air_is_taken_with_a_warning(
 
 def test_a_volume_that_does_not_say_where_it_lies_is_taken_with_a_warning(tmp_path: Path) -> None:
     facts, _ = admit(put(tmp_path / "upload", nifti(ct(), sform_code=0, qform_code=0)))
-    assert "says nothing of the volume's orientation" in facts.warnings[0]
+    assert "says nothing about the volume's orientation" in facts.warnings[0]
 
 
 def test_two_geometries_are_taken_with_a_warning(tmp_path: Path) -> None:
     upload = nifti(ct(), srow_x=[2, 0, 0, 0], srow_y=[0, 2, 0, 0], srow_z=[0, 0, 2, 0])
     facts, target = admit(put(tmp_path / "upload", upload))
     assert np.array_equal(facts.affine, nib.load(target).affine)
-    assert "the plugin goes by the qform" in facts.warnings[0]
+    assert "the plugin uses the qform" in facts.warnings[0]
 
 
 def test_facts_hold_no_text_of_the_header_and_are_json(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ OTHERS: dict[str, tuple[bytes, str, str]] = {
     "text": (f"hello {NAME}\n".encode(), "text,", "-F file=@"),
     "text in German": ("Größe".encode(), "text,", "-F file=@"),
     "form in a form": (FORM, "a form inside the form's field", "library"),
-    "HTTP answer": (b"HTTP/1.1 200 OK\r\n\r\n" + PACKED, "HTTP answer", "without -i"),
+    "HTTP answer": (b"HTTP/1.1 200 OK\r\n\r\n" + PACKED, "HTTP response", "omit -i"),
     "MGZ": (MGH, "FreeSurfer", "mri_convert"),
     "MetaImage": (META + bytes(9000), "a MetaImage file", "SimpleITK"),
     "MetaImage header": (META.replace(b"LOCAL", b"ct.raw"), "a MetaImage file", "SimpleITK"),
@@ -139,7 +139,7 @@ OTHERS: dict[str, tuple[bytes, str, str]] = {
     "MINC": (b"\x89HDF\r\n\x1a\n" + bytes(400), "MINC", "mnc2nii"),
     "Analyze": (nifti(ct(), magic=b"")[:348], "Analyze", "nibabel.load('NAME.hdr')"),
     "pair": (nifti(ct(), magic=b"ni1")[:352], "pair", "nibabel.load('NAME.hdr')"),
-    "voxels of a pair": (ct((30, 30, 30)).tobytes(), "neither the mark", ".hdr and .img"),
+    "voxels of a pair": (ct((30, 30, 30)).tobytes(), "neither the signature", ".hdr and .img"),
     "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(500), "PNG", "NIfTI"),
     "bzip2": (b"BZh9" + bytes(500), "bzip2", "bunzip2"),
 }

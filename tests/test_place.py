@@ -151,7 +151,7 @@ def test_where_both_count_and_differ_the_plugin_gets_what_it_takes_by_hand(
 ) -> None:
     data = ct() if axes == 3 else ct()[..., np.newaxis]
     whole = nifti(data, TILTED, pixdim=spaced(0.8, 0.9, 2.5))
-    facts, copy = taken(tmp_path, whole, "by the qform" if axes == 3 else "placed by the sform")
+    facts, copy = taken(tmp_path, whole, "uses the qform" if axes == 3 else "placed by the sform")
     by_hand = loaded(put(tmp_path / "by-hand.nii.gz", whole))
     assert np.allclose(loaded(copy), by_hand, atol=1e-6)
     assert np.allclose(facts.affine, TILTED, atol=1e-5)
