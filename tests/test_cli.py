@@ -235,7 +235,7 @@ def test_ctrl_c_before_the_answer_says_what_may_be(folder: Path) -> None:
             process.send_signal(signal.SIGINT)
             _, err = finish(process, 130)
         go_on.set()
-    assert "interrupted while the server looked" in err
+    assert "interrupted while the server was checking" in err
     assert "pfms jobs list" in err
 
 

@@ -236,7 +236,10 @@ def test_a_download_that_breaks_is_fetched_again_whole(tmp_path: Path) -> None:
 def test_what_stays_away_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with PfmsClient(f"127.0.0.1:{port}", patience=0) as client, pytest.raises(Unreachable) as told:
+    with (
+        PfmsClient(f"127.0.0.1:{port}", retry_seconds=0) as client,
+        pytest.raises(Unreachable) as told,
+    ):
         client.wait("a-job")
     assert f"127.0.0.1:{port}" in told.value.detail
     assert "pfms serve" in told.value.remedy

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pfms.local.demo import DemoResult, dice_of, ending
+from pfms.local.demo import DemoResult, dice_of, what_next
 from tests.command import finish, pfms, running
 from tests.conftest import PLUGINS, eventually
 
@@ -44,7 +44,7 @@ def test_the_dice_is_that_of_both_masks(
 
 
 def test_its_end_says_how_to_go_on() -> None:
-    text = ending(
+    text = what_next(
         Path("demo"), DemoResult(JOB, 0.95, Path("demo/workspace/jobs/x")), ".venv/bin/pfms"
     )
     assert "demo/workspace/jobs/x/command.sh" in text

@@ -132,7 +132,7 @@ def test_a_rerun_that_fails_is_1_with_its_cause(folder: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder / "input"), "input.nii.gz"),
         (lambda folder: (folder / "command.sh").unlink(), "command.sh"),
-        (lambda folder: (folder / "job.json").unlink(), "no job's folder"),
+        (lambda folder: (folder / "job.json").unlink(), "not a job's folder"),
         (lambda folder: (folder / "job.json").write_text("{"), "damaged"),
         (lambda folder: alter(folder, lambda job: job.update(segmentation=None)), "no result"),
     ],
