@@ -312,4 +312,4 @@ def test_what_is_no_origin_name_or_prefix_stops_the_start(setting: str, value: s
     with pytest.raises(StartError) as refused:
         load_settings(Path("nothing.env"), **{setting: value})
 
-    assert re.search(f"PFMS_{setting.upper()}='.+' is not possible", refused.value.line)
+    assert re.search(f"PFMS_{setting.upper()}='.+' is not valid", refused.value.line)

@@ -170,7 +170,7 @@ WRONG: dict[str, tuple[str, bytes]] = {
     "a header without a colon": ("broken header", body(head="bad header")),
     "a long header": ("bytes of headers", body(head=f"X: {'x' * 17_000}")),
     "many blanks after a boundary": ("bytes of headers", body(first=LINE + " " * 17_000)),
-    "another boundary": ("nowhere in the body", body().replace(LINE.encode(), b"--other")),
+    "another boundary": ("does not occur in the body", body().replace(LINE.encode(), b"--other")),
     "no end": ("ends early", body(last="")),
     "base64": (
         "Content-Transfer-Encoding: base64",

@@ -129,7 +129,7 @@ def test_a_name_in_the_file_that_is_no_setting_is_refused_as_it_stands_there(
 ) -> None:
     for name in ("PFMS_PROT", "PROT"):
         (tmp_path / "config.env").write_text(f"{name}=1\n")
-        with pytest.raises(StartError, match=rf" {name}, which is no setting"):
+        with pytest.raises(StartError, match=rf" {name}, which is not a setting"):
             load_settings()
 
 
