@@ -177,7 +177,7 @@ def test_whatever_is_sent_is_refused_and_quickly(tmp_path: Path) -> None:
         assert time.process_time() - began < 1
 
 
-def test_a_name_without_its_at_sign_is_told_to_the_caller(server: Server) -> None:
+def test_a_file_name_sent_without_its_at_sign_is_recognised(server: Server) -> None:
     answer = server.http.post(
         INFER, params={"modelID": "demo"}, files={"file": (None, "ct.nii.gz")}
     )

@@ -110,7 +110,7 @@ def test_what_the_rfc_allows_reaches_the_service(server: Server, name: str) -> N
 
 
 @pytest.mark.parametrize("boundary", ["'()+_,-./:=?", "a b", "-", "=_?", "x" * 70, "a.*+[b"])
-def test_every_legal_boundary_is_taken(server: Server, boundary: str) -> None:
+def test_every_legal_boundary_is_accepted(server: Server, boundary: str) -> None:
     content = form(part(nifti_bytes())).replace(BOUNDARY.encode(), boundary.encode())
     kind = f'multipart/form-data; charset=utf-8; Boundary="{boundary}"'
     answer = server.http.post(
@@ -203,7 +203,7 @@ def test_a_form_that_is_broken_is_refused_with_its_cause(
         ([], "no fields"),
     ],
 )
-def test_a_form_without_a_file_is_told_what_it_has_instead(
+def test_the_refusal_of_a_form_without_a_file_says_what_it_has_instead(
     server: Server, path: str, parts: list[bytes], reason: str
 ) -> None:
     detail = refused(
