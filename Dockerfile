@@ -1,18 +1,18 @@
-# pfms in an image: any user of group 0 may run it, all that it keeps is on the volume /workspace.
+# pfms in an image: any user in group 0 may run it; all its data is on the volume /workspace.
 #
 #   docker build --build-arg UID=$UID -t local/pfms .
-#   docker run --gpus all --shm-size 2g -p 2024:2024 -v pfms:/workspace local/pfms
+#   docker run --gpus all --shm-size 2g -p 127.0.0.1:2024:2024 -v pfms:/workspace local/pfms
 #
-# Without a GPU: --build-arg TORCH_INDEX=URL takes torch from there (PyTorch's CPU build is
+# Without a GPU: --build-arg TORCH_INDEX=URL installs torch from there (PyTorch's CPU build is
 # several GB smaller), and no --gpus. CONTRIBUTING.md says how this file is tested without Docker.
 
 FROM python:3.11-slim AS builder
 
-# PID 1 of the image: hands signals on, and reaps what a killed run leaves behind.
+# PID 1 of the image: forwards signals, and reaps what a killed run leaves behind.
 RUN apt-get update && apt-get install -y --no-install-recommends tini
 
-# The same step as `make install`, in the folder where the package will be found later. Only what
-# decides about the libraries is copied here, so that a change of the source does not repeat it.
+# The same step as `make install`, in the folder where the package will be found later. Only the
+# files that determine the libraries are copied, so that a source change does not repeat it.
 ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1
 WORKDIR /srv
@@ -24,7 +24,7 @@ RUN mkdir pfms && touch pfms/__init__.py README.md \
 
 FROM python:3.11-slim
 
-# A random UID has no passwd entry and no home: USER and HOME say what that would have said.
+# A random UID has no passwd entry and no home: USER and HOME take their place.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     USER=pfms \
@@ -37,14 +37,14 @@ ENV PATH=/opt/venv/bin:$PATH \
 
 COPY --from=builder /usr/bin/tini /usr/bin/
 COPY --from=builder /opt/venv /opt/venv
-# matplotlib looks through the fonts once; here, and not in each new container.
+# matplotlib scans the fonts once; here, and not in each new container.
 RUN python -c "import matplotlib.font_manager"
 
 COPY LICENSE /srv/
 COPY examples /srv/examples
 COPY docker/start.sh docker/start-reload.sh docker/healthcheck.py /
-# The package's contents lie at /app, where `-v $PWD/pfms:/app:ro` puts a newer source over them;
-# Python finds them as /srv/pfms, for the environment was installed to look there.
+# The package's contents are at /app, where `-v $PWD/pfms:/app:ro` mounts a newer source over them;
+# Python finds them as /srv/pfms, because the environment was installed to look there.
 COPY pfms /app
 RUN ln -s /app /srv/pfms \
     && mkdir /workspace \

@@ -5,10 +5,10 @@
 #   make test        the suite; make test-all adds the full matrix on the real plugin
 #   make lint        ruff and mypy
 #   make bench       measure, and write bench/results/
-#   make demo-model  train the demo weights anew (about 15 minutes)
-#   make install     build .venv; the others do so too
+#   make demo-model  train the demo weights again (about 15 minutes)
+#   make install     build .venv, as the others do if needed
 #
-#   TORCH_INDEX=URL  takes torch from there: PyTorch's CPU build, on a machine without a GPU
+#   TORCH_INDEX=URL  installs torch from there: PyTorch's CPU build, for a machine without a GPU
 #   PYTHON=PATH      builds .venv with this Python
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt tools/install.py
 	@"$(PYTHON)" tools/install.py --torch-index "$(TORCH_INDEX)"
 	@touch $@
 
-# Asked for by name, another index is a change too. Not asked for, .venv stays with its own.
+# An index that differs from the one .venv was built with rebuilds it; without one, it stays as it is.
 ifneq ($(TORCH_INDEX),)
 ifneq ($(TORCH_INDEX),$(shell cat .venv/.torch-index 2>/dev/null))
 $(STAMP): another-index

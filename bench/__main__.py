@@ -44,9 +44,9 @@ def main() -> int:
         for name in BENCHES:
             print(f"{name:12} {_first_line(name)}")
         return 0
-    # So that no server outlives a bench that is told to end.
+    # So that no server outlives a bench that is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # Each goes to a folder of its own: a quick look does not replace what was measured.
+    # In a separate folder, so that quick results do not replace real ones.
     results = RESULTS / "quick" if options.quick else RESULTS
     results.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 120)

@@ -1,4 +1,4 @@
-"""What each adaptation gains: warm runs with all of them, without one, without any, in turn."""
+"""What each adaptation gains: warm runs with all of them, without one, and without any, in turn."""
 
 from collections import defaultdict
 from contextlib import ExitStack

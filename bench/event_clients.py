@@ -1,7 +1,7 @@
-"""A program of its own: many clients that follow jobs, `-m bench.event_clients HOST PORT JOB...`.
+"""A separate program: many clients that follow jobs, `-m bench.event_clients HOST PORT JOB...`.
 
-Prints `listening` when each has its answer's head, and at the end a JSON line: how many streams
-there were, how many ended by a terminal event, and how many events came in all.
+Prints `listening` once each has the head of its response, and at the end a JSON line: how many
+streams there were, how many ended with a terminal event, and the total number of events.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ _ENDED = (b'"succeeded"', b'"failed"', b'"cancelled"')
 
 
 async def _follow(host: str, port: int, job: str, heads: asyncio.Semaphore) -> tuple[int, bool]:
-    """Events that came, and whether the last one was the end."""
+    """Return the number of events, and whether the last one was terminal."""
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 13)
     request = f"GET /api/v1/jobs/{job}/events HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
     writer.write(request.encode())

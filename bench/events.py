@@ -1,4 +1,4 @@
-"""Five hundred clients read the events of running jobs: the server's memory, and its answers."""
+"""Five hundred clients read the events of running jobs: the server's memory and latency."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 0.01
 
 
 def measure(task: Task) -> list[Figure]:
-    """Ten jobs at a time, which tell of their stages until they end."""
+    """Ten jobs at a time, which report their stages until they end."""
     clients = task.either(500, 50)
     with (
         serving(
@@ -53,7 +53,7 @@ def measure(task: Task) -> list[Figure]:
         started = time.perf_counter()
         try:
             if following.stdout.readline() != "listening\n":
-                raise AssertionError("the clients did not come through")
+                raise AssertionError("the clients could not connect")
             connected = time.perf_counter() - started
             seconds: list[float] = []
             while following.poll() is None:
@@ -67,7 +67,7 @@ def measure(task: Task) -> list[Figure]:
         highest = peak(pid) / MIB
         expected = sum(len(server.ended(job)) > 0 for job in jobs)
         if told["ended"] != clients or expected != _JOBS:
-            raise AssertionError(f"{told}: not every client was told of the end")
+            raise AssertionError(f"{told}: not every client saw the end")
     return [
         Figure("clients that were told of the end", told["ended"], note=f"{told['events']} events"),
         Figure("all connected after", connected, "s"),

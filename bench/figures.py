@@ -1,4 +1,4 @@
-"""What a bench hands back: figures, each with its target where there is one."""
+"""What a bench returns: figures, each with its target if it has one."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ class Figure:
         name: What was measured.
         value: The number.
         unit: `s`, `ms`, `MB` (2**20 bytes), `x` (a ratio), `/s`, or empty for a count.
-        at_most: The target, if the number is to be small.
-        at_least: The target, if it is to be great.
-        note: What a reader has to know of it.
+        at_most: The target, if the number should be small.
+        at_least: The target, if it should be large.
+        note: What a reader needs to know about it.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Figure:
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
+        """Whether the target is met; None if there is none."""
         if self.at_most is not None:
             return self.value <= self.at_most
         if self.at_least is not None:
@@ -37,7 +37,7 @@ class Figure:
 
     @property
     def target(self) -> str:
-        """The target, to be read by a person."""
+        """The target, for people to read."""
         if self.at_most is not None:
             return f"≤ {number(self.at_most)} {self.unit}".strip()
         if self.at_least is not None:
@@ -45,7 +45,7 @@ class Figure:
         return ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as JSON takes it."""
+        """Return it as JSON types."""
         return {**asdict(self), "met": self.met}
 
 
@@ -55,14 +55,14 @@ class Task:
 
     Attributes:
         folder: Empty, and removed afterwards.
-        quick: A smaller measurement, to see that all works: its numbers mean less.
+        quick: A smaller measurement, to see that everything works; its numbers mean less.
     """
 
     folder: Path
     quick: bool = False
 
     def either(self, whole: int, quick: int) -> int:
-        """How many: of something that is done less often when it has to be quick."""
+        """How often to do something that is done less often in a quick measurement."""
         return quick if self.quick else whole
 
 
@@ -71,12 +71,12 @@ class Skipped(Exception):
 
 
 def number(value: float) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def quantile(values: list[float], part: float) -> float:
-    """The least value that `part` (0 to 1) of the values do not exceed."""
+    """The smallest value that a share of `part` (0 to 1) of the values does not exceed."""
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 

@@ -10,8 +10,8 @@ _PAUSE_SECONDS = 0.02
 
 
 def measure(task: Task) -> list[Figure]:
-    """Ask again and again from the first run's start to the last one's end."""
-    # of a clinical size, so that looking at it and writing labels are a load too
+    """Call repeatedly from the start of the first run to the end of the last."""
+    # of a clinical size, so that checking it and writing labels are a load too
     volume = content((phantom_3mm() if task.quick else clinical()).volume)
     seconds: list[float] = []
     wanted = task.either(600, 100)

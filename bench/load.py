@@ -25,7 +25,7 @@ _BOUNDARY = "a-boundary-that-no-volume-holds"
 
 @contextmanager
 def serving(workspace: Path, plugin: str | Path = "empty.py", **settings: Any) -> Iterator[Server]:
-    """A server of its own with the model `demo`; the real weights where the plugin is real."""
+    """Run a server with the model `demo`; with the real weights if the plugin is the real one."""
     real = plugin == "spleenseg"
     if not real and not (workspace / "models" / "demo").exists():
         seed_model(workspace)
@@ -44,7 +44,7 @@ def serving(workspace: Path, plugin: str | Path = "empty.py", **settings: Any) -
 
 
 def wait_until_ready(server: Server, seconds: float = 120) -> None:
-    """Until `/health/ready` has nothing against it."""
+    """Wait until `/health/ready` returns 200."""
     until = time.monotonic() + seconds
     while server.http.get(f"{server.url}/health/ready").status_code != 200:
         if time.monotonic() > until:
@@ -53,13 +53,13 @@ def wait_until_ready(server: Server, seconds: float = 120) -> None:
 
 
 def executors() -> list[str]:
-    """The executors that this pfms has, of those that are measured."""
+    """Those of the measured executors that this pfms has."""
     known = Settings.model_fields["executor"].annotation
     return [name for name in ("fresh", "warm") if name in getattr(known, "__args__", ())]
 
 
 class Answer(NamedTuple):
-    """What came back, and after how many seconds."""
+    """A response, and after how many seconds it came."""
 
     status: int
     body: bytes
@@ -67,7 +67,7 @@ class Answer(NamedTuple):
 
 
 class Caller:
-    """One connection that is kept: on a machine of two cores httpx would measure itself."""
+    """One persistent connection: on a machine with two cores, httpx would measure itself."""
 
     def __init__(self, url: str) -> None:
         place = urlsplit(url)
@@ -112,14 +112,14 @@ def form_headers(prefer: str = "") -> dict[str, str]:
 
 
 def expect(status: int, answer: Answer) -> Answer:
-    """The answer, if it is what it has to be."""
+    """The answer, if it has the expected status."""
     if answer.status != status:
         raise AssertionError(f"{answer.status} and not {status}: {answer.body[:500]!r}")
     return answer
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it has started."""
+    """A process and all processes that it has started."""
     parent = psutil.Process(pid)
     return [parent, *parent.children(recursive=True)]
 
@@ -135,12 +135,12 @@ def peak(pid: int) -> int:
 
 
 def forget_peak(pid: int) -> None:
-    """Let the peak be what it holds now."""
+    """Reset the peak to what the process holds now."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def proportional(pid: int) -> int:
-    """Bytes that it holds, of shared pages its share (PSS); nothing if it has just ended."""
+    """Bytes that it holds, with its share of shared pages (PSS); 0 if it has just ended."""
     try:
         return _field(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
     except ProcessLookupError:
@@ -148,7 +148,7 @@ def proportional(pid: int) -> int:
 
 
 def open_files(pid: int) -> int:
-    """How many descriptors it has open; none if it has just ended."""
+    """How many descriptors it has open; 0 if it has just ended."""
     try:
         return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  (names alone are counted)
     except (FileNotFoundError, ProcessLookupError):

@@ -11,7 +11,7 @@ from pfms.plugin.command import versions
 
 
 def machine() -> dict[str, Any]:
-    """What decides about the figures, and when they were taken. Memory in bytes."""
+    """What the figures depend on, and when they were measured. Memory in bytes."""
     known = versions()
     return {
         "cpu": known.pop("cpu"),
@@ -21,7 +21,7 @@ def machine() -> dict[str, Any]:
         "versions": known,
         "load": list(
             os.getloadavg()
-        ),  # of others too: what was measured while it was high is noisy
+        ),  # of other processes too: if it was high, the figures are noisy
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

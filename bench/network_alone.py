@@ -1,7 +1,7 @@
-"""A program of its own: the plugin's network over a volume's windows, and nothing else timed.
+"""A separate program that times only the plugin's network over a volume's windows.
 
-`-m bench.network_alone VOLUME WEIGHTS` prints a JSON line: seconds of the network by itself, of the
-sliding window as a whole, how many windows there were, and the second pass in the same process.
+`-m bench.network_alone VOLUME WEIGHTS` prints a JSON line: seconds of the network by itself and of
+the whole sliding window, how many windows there were, and a second pass in the same process.
 """
 
 import argparse

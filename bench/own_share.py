@@ -1,4 +1,4 @@
-"""A request less the plugin's own time: receive, look, record, start, labels, check, send."""
+"""A request minus the plugin's own time: receive, check, record, start, labels, check, send."""
 
 import asyncio
 import hashlib
@@ -24,7 +24,7 @@ from tests.conftest import Server, seed_model
 
 
 def measure(task: Task) -> list[Figure]:
-    """Over HTTP, with a plugin whose output is prepared; then by stage, from direct calls."""
+    """Measure over HTTP, with prepared output of the plugin; then each stage by direct calls."""
     times = task.either(11, 3)
     figures = []
     for name, case, target in _cases():
@@ -37,7 +37,7 @@ def measure(task: Task) -> list[Figure]:
                 requests = [_request(server, volume) for _ in range(times + 1)][1:]
             whole, process = (median(each) for each in zip(*requests, strict=True))
             judged = target if executor == executors()[-1] else None
-            note = f"of which {process:.3f} s start and end the process"
+            note = f"{process:.3f} s of it start and end the process"
             figures.append(Figure(f"{name}, {executor}", whole, "s", at_most=judged, note=note))
         for stage, seconds in _stages(folder, volume, onehot, times).items():
             figures.append(Figure(f"{name}, {stage}", seconds, "s"))
@@ -65,7 +65,7 @@ def _prepared(workspace: Path, executor: str, onehot: Path) -> Iterator[Server]:
 
 
 def _request(server: Server, volume: bytes) -> tuple[float, float]:
-    """Seconds that a blocking call took, and its process, both less the plugin's main()."""
+    """Seconds that a blocking call and its process took, both minus the plugin's main()."""
     with Caller(server.url) as caller:
         seconds = expect(200, caller.infer(volume)).seconds
         job = json.loads(caller.get("/api/v1/jobs?limit=1").body)["jobs"][0]
@@ -75,7 +75,7 @@ def _request(server: Server, volume: bytes) -> tuple[float, float]:
 
 
 def _stages(folder: Path, volume: bytes, onehot: Path, times: int) -> dict[str, float]:
-    """Seconds of each stage by itself, medians."""
+    """Median seconds of each stage by itself."""
     upload, admitted, labels = (folder / name for name in ("upload", "in.nii.gz", "out.nii.gz"))
     bounds = Settings.model_fields
     limits = VolumeLimits(bounds["max_volume_bytes"].default, bounds["max_grid_voxels"].default)
@@ -83,7 +83,7 @@ def _stages(folder: Path, volume: bytes, onehot: Path, times: int) -> dict[str, 
     async def receive() -> None:
         writer = UploadWriter(upload, len(volume))
         async with writer:
-            for start in range(0, len(volume), 1 << 16):  # as uvicorn hands them on
+            for start in range(0, len(volume), 1 << 16):  # as uvicorn passes them on
                 await writer.feed(volume[start : start + (1 << 16)])
             (await writer.finish()).path.rename(folder / "received")
 

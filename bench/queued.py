@@ -6,7 +6,7 @@ from tests.conftest import nifti_bytes
 
 
 def measure(task: Task) -> list[Figure]:
-    """Fill the queue, then go on."""
+    """Fill the queue, then send more."""
     volume = nifti_bytes()
     many, more = task.either(1000, 100), task.either(300, 50)
     with (
@@ -18,7 +18,7 @@ def measure(task: Task) -> list[Figure]:
             for _ in range(many + more)
         ]
         last = server.http.get("/jobs", params={"limit": 1}).json()["jobs"][0]
-        if last["place"] != many + more - 2:  # one runs, and places begin at 0
+        if last["place"] != many + more - 2:  # one is running, and places begin at 0
             raise AssertionError(last)
         page = [expect(200, caller.get("/api/v1/jobs?state=queued")).seconds for _ in range(100)]
     return [

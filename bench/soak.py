@@ -17,7 +17,7 @@ _REST_SECONDS = 2  # a run's memory is freed while its answer is on the way
 
 @dataclass(frozen=True)
 class _Held:
-    """What the server and all that it keeps hold when nothing runs. Memory in MiB."""
+    """What the server and its other processes hold when nothing runs. Memory in MiB."""
 
     server: float
     others: float
@@ -27,7 +27,7 @@ class _Held:
 
 
 def measure(task: Task) -> list[Figure]:
-    """With a fake plugin and with the real one; the first jobs are not counted."""
+    """Run with a fake plugin and with the real one; the first jobs do not count."""
     if "warm" not in executors():
         raise Skipped("there is no warm executor yet")
     fake = _soak(

@@ -1,4 +1,4 @@
-"""One volume by every way in turn: the bare command line, each executor, the network alone."""
+"""One volume in every way in turn: the bare command line, each executor, the network alone."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ from tests.conftest import ROOT, Server
 
 @dataclass
 class _Case:
-    """A volume, how often it is sent each way, and the seconds that each took."""
+    """A volume, how often it is sent in each way, and the seconds that each took."""
 
     name: str
     volume: bytes
@@ -57,7 +57,7 @@ def measure(task: Task) -> list[Figure]:
 
 
 def _cases(task: Task) -> Iterator[_Case]:
-    """The greatest last. A quick look takes the phantom alone."""
+    """The largest one last. A quick measurement uses only the phantom."""
     yield _Case("phantom", content(phantom_3mm().volume), task.either(3, 1))
     if task.quick:
         return
@@ -96,7 +96,7 @@ def _request(case: _Case, way: str, server: Server) -> None:
 
 def _compare(case: _Case, way: str, voxels: str) -> None:
     if case.voxels.setdefault(way, voxels) != voxels:
-        raise AssertionError(f"{case.name}: {way} gives other voxels than it did before")
+        raise AssertionError(f"{case.name}: {way} gives different voxels than before")
 
 
 def _network(case: _Case, folder: Path, weights: Path) -> None:
@@ -106,7 +106,7 @@ def _network(case: _Case, folder: Path, weights: Path) -> None:
         [sys.executable, "-m", "bench.network_alone", str(volume), str(weights)],
         cwd=ROOT,
         env={**os.environ, **PLUGIN.environment()},
-        capture_output=True,  # what MONAI warns of is no news here
+        capture_output=True,  # MONAI's warnings do not matter here
         check=True,
     ).stdout
     timed = json.loads(said.splitlines()[-1])

@@ -9,7 +9,7 @@ from tests.conftest import start
 
 
 def measure(task: Task) -> list[Figure]:
-    """The real plugin is configured; the first start, which makes the table, is told apart."""
+    """Start with the real plugin; the first start, which creates the table, counts separately."""
     executor = executors()[-1]
     seconds = []
     for _ in range(task.either(6, 3)):
@@ -18,7 +18,7 @@ def measure(task: Task) -> list[Figure]:
         seconds.append(time.perf_counter() - started)
         server.stop()
     with serving(task.folder, "spleenseg", executor=executor) as server:
-        time.sleep(3)  # what was started lately settles
+        time.sleep(3)  # until everything has settled
         pid = server.process.pid
         everything = family(pid)
         whole = sum(proportional(process.pid) for process in everything) / MIB

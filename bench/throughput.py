@@ -13,7 +13,7 @@ _SLOTS = (1, 2, 4)  # they share the cores
 
 
 def measure(task: Task) -> list[Figure]:
-    """Blocking calls by two clients more than there are slots, so that one always waits."""
+    """Make blocking calls with two more clients than slots, so that one always waits."""
     jobs = task.either(200, 30)
     figures = []
     volume = nifti_bytes()
@@ -47,7 +47,7 @@ def _real(task: Task) -> list[Figure]:
 
 
 def _run(server: Server, volume: bytes, jobs: int, clients: int) -> float:
-    """Seconds until all of them have come back."""
+    """Seconds until all of them have returned."""
     turns: Iterator[int] = iter(range(jobs))
     failures: list[BaseException] = []
 

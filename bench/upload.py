@@ -1,4 +1,4 @@
-"""A valid volume of 1 GiB: the server's memory while it receives it and looks at it."""
+"""A valid volume of 1 GiB: the server's memory while it receives and checks it."""
 
 import gzip
 import http.client
@@ -18,13 +18,13 @@ _SLICE = 2 * MIB  # bytes of a slice
 
 
 def measure(task: Task) -> list[Figure]:
-    """Plain, gzipped (a mebibyte that unpacks to a gibibyte), and in gzip's form unpacked."""
+    """Send it plain, gzipped (a mebibyte unpacks to a gibibyte), and gzipped uncompressed."""
     slices = task.either(512, 64)
     file = task.folder / "volume"
     figures = []
     with serving(task.folder / "workspace", "hangs.py") as server:
         _write(file, 2, None)
-        _send(server, file)  # what is imported at the first upload is no growth
+        _send(server, file)  # what the first upload imports does not count as growth
         for name, level in ((".nii", None), (".nii.gz", 1), (".nii.gz, stored", 0)):
             _write(file, slices, level)
             before = resident(server.process.pid)
@@ -57,7 +57,7 @@ def _write(file: Path, slices: int, level: int | None) -> None:
 
 
 def _send(server: Server, file: Path) -> float:
-    """Seconds until the answer; the job is removed again."""
+    """Seconds until the response; the job is removed again."""
     place = urlsplit(server.url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=600)
     started = time.perf_counter()

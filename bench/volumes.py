@@ -20,7 +20,7 @@ def there_is_a_real_ct() -> bool:
 
 
 def real_ct() -> Phantom:
-    """A real CT, with the spleen that others have found in it.
+    """A real CT, with its spleen as others have segmented it.
 
     Raises:
         Skipped: There is none here.
@@ -38,7 +38,7 @@ def phantom_3mm() -> Phantom:
 
 
 def clinical() -> Phantom:
-    """A phantom of the size of a clinical scan."""
+    """A phantom as large as a clinical scan."""
     return make_phantom(7, (512, 512, 100), (0.8, 0.8, 3.0))
 
 

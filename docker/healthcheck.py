@@ -1,7 +1,7 @@
-"""The image's health check: exit code 0 if the server answers, else 1. Only Python is needed.
+"""The image's health check: exit code 0 if the server answers, otherwise 1. Needs only Python.
 
-It asks for life, not readiness: what is unhealthy gets restarted, and a restart cures neither a
-full disk nor a missing GPU, and it would cut short a drain.
+It checks liveness, not readiness: an unhealthy container is restarted, which would cure neither a
+full disk nor a missing GPU, and would cut a drain short.
 """
 
 import http.client
@@ -12,7 +12,7 @@ SECONDS = 4  # below the check's own time limit
 
 
 def main() -> int:
-    """Ask /health/live where the settings make the server listen."""
+    """Ask for /health/live at the address on which the settings make the server listen."""
     host = os.environ.get("PFMS_HOST", "127.0.0.1")
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
     port = int(os.environ.get("PFMS_PORT", "2024"))

@@ -6,7 +6,7 @@ patient's right and the spleen lies at negative x. A volume is that anatomy samp
 centres through its affine. Any spacing, axis order, tilt or shear is therefore just another
 affine over the same patient, and the spleen has the same volume in all of them.
 
-Phantoms exercise software. They are no substitute for patients.
+Phantoms exercise software. They do not replace patients.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AXES = {
 
 @dataclass(frozen=True)
 class Phantom:
-    """A volume and what is true of it.
+    """A volume and the truth about it.
 
     Attributes:
         volume: HU, 3-D.
@@ -56,15 +56,15 @@ class Phantom:
 
 @dataclass(frozen=True)
 class Blob:
-    """An ellipsoid, bent and rippled at will: every organ is one.
+    """An ellipsoid, bent and rippled as needed: every organ is one.
 
     Attributes:
         hu: what it is made of.
         centre: world RAS, mm.
         radii: along its own axes, mm.
         turn: (3, 3) rotation, own axes to world.
-        bend: how far its ends along its third axis lean to its first, in units of that radius.
-        ripple: depth of its surface's waves, as a part of the radius.
+        bend: how far its ends along its third axis lean towards its first, in units of that radius.
+        ripple: depth of its surface's waves, as a fraction of the radius.
         phase: where those waves start, radians.
     """
 
@@ -83,7 +83,7 @@ class Blob:
         return reach
 
     def level(self, x: Array, y: Array, z: Array) -> Array:
-        """Distance from the centre as a part of the radius there: 1 on the surface.
+        """Distance from the centre as a fraction of the radius there: 1 on the surface.
 
         Args:
             x: world coordinates, mm; y and z have the same shape.
@@ -97,7 +97,7 @@ class Blob:
             z - np.float32(self.centre[2]),
         )
         u, v, w = (a * x + b * y + c * z for a, b, c in own)
-        if self.bend:  # less a constant, so that its middle stays about where it was
+        if self.bend:  # minus a constant, so that its middle stays about where it was
             u = u + np.float32(self.bend) * (w * w - np.float32(0.4))
         level: Array = np.sqrt(u * u + v * v + w * w)
         if self.ripple:
@@ -217,7 +217,9 @@ def directions(orientation: str) -> NDArray[np.float64]:
     """
     codes = orientation.upper()
     if sorted(codes.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
-        raise ValueError(f"{orientation!r} is no orientation: name three axes, such as RAS or LPI")
+        raise ValueError(
+            f"{orientation!r} is not an orientation: name three axes, such as RAS or LPI"
+        )
     return np.array([AXES[code] for code in codes], dtype=float).T
 
 
@@ -235,10 +237,10 @@ def grid_affine(
         spacing: mm between voxel centres along the array's axes, before any shear.
         orientation: where each array axis points, such as "RAS", "LPS" or "PIR".
         tilt_degrees: turn about the world's diagonal, so that no axis keeps its direction.
-        shear: lean of the third array axis to the second, as a tangent: a tilted gantry.
+        shear: lean of the third array axis towards the second, as a tangent: a tilted gantry.
 
     Raises:
-        ValueError: the orientation is none.
+        ValueError: the orientation is not valid.
     """
     lean = np.eye(3)
     lean[1, 2] = shear
@@ -276,13 +278,13 @@ def make_phantom(
         spacing: mm between voxel centres along the array's axes.
         orientation: where each array axis points, such as "RAS", "LPS" or "PIR".
         tilt_degrees: oblique rotation of the grid.
-        shear: lean of the grid's third axis to its second, as a tangent.
+        shear: lean of the grid's third axis towards its second, as a tangent.
         spleen: False gives a patient without one, and an empty truth.
         noise_hu: standard deviation of the noise, HU.
         dtype: of the volume: a float, or an integer that holds -1100 to 1100 HU.
 
     Raises:
-        ValueError: the orientation is none.
+        ValueError: the orientation is not valid.
     """
     shape = shape or covering_shape(spacing, orientation)
     affine = grid_affine(shape, spacing, orientation, tilt_degrees, shear)
@@ -343,7 +345,7 @@ def _image(data: NDArray[np.generic], affine: NDArray[np.float64], shear: float)
     image = nib.Nifti1Image(data, affine)
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, 1)
-    image.set_qform(affine, 0 if shear else 1)  # a quaternion can't say what a shear is
+    image.set_qform(affine, 0 if shear else 1)  # a quaternion cannot express a shear
     return image
 
 
@@ -371,7 +373,9 @@ def main(argv: list[str] | None = None) -> None:
         description="Write CT-like phantoms of the trunk, phantom-<seed>.nii.gz, and their true "
         "spleens, phantom-<seed>-spleen.nii.gz. The same arguments write the same voxels.",
     )
-    parser.add_argument("outdir", type=Path, help="folder to write to; made where there is none")
+    parser.add_argument(
+        "outdir", type=Path, help="folder to write to; created if it does not exist"
+    )
     parser.add_argument(
         "--count", type=int, default=1, help="how many phantoms (default: %(default)s)"
     )

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train the demo weights: the plugin's network, on phantoms, on a CPU, in a quarter of an hour.
 
-The plugin's own inference transforms prepare the phantoms, so the network is taught on the very
-grid and intensities on which it will be asked. The weights know phantoms, not patients.
+The plugin's own inference transforms prepare the phantoms, so the network is trained on exactly the
+grid and intensities that it will see in use. The weights know phantoms, not patients.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ WINDOW = (160, 160, 160)
 """The plugin's sliding window, voxels."""
 
 UNSEEN = 100_000
-"""Seeds from here on are patients the training never meets."""
+"""Seeds from here on are patients that the training never uses."""
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep freed memory: half of a CPU step is page faults otherwise."""
+    """Tell glibc to keep freed memory: otherwise half of a CPU step is page faults."""
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
-        return  # not glibc: slower, and right all the same
+        return  # not glibc: slower, but just as right
     for option, value in ((-1, -1), (-4, 0), (-2, 1 << 28)):  # TRIM_THRESHOLD, MMAP_MAX, TOP_PAD
         libc.mallopt(option, value)
 
 
 def write_phantom(folder: Path, seed: int) -> dict[str, str]:
-    """Write a phantom on a grid of its own: some oblique, sheared, cropped or without a spleen."""
+    """Write a phantom on its own grid: some are oblique, sheared, cropped or without a spleen."""
     rng = np.random.default_rng([seed, 3])
     spacing, orientation = random_grid(seed)
     x, y, z = covering_shape(spacing, orientation)
@@ -74,7 +74,7 @@ def write_phantom(folder: Path, seed: int) -> dict[str, str]:
 
 
 def as_the_plugin_sees(paths: dict[str, str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Load a phantom by the plugin's inference transforms, in their order.
+    """Load a phantom with the plugin's inference transforms, in their order.
 
     Returns:
         Image, 0 to 1, and label, 0 or 1: both (1, x, y, z), RAS, 1.5 x 1.5 x 2 mm.
@@ -97,7 +97,7 @@ def as_the_plugin_sees(paths: dict[str, str]) -> tuple[torch.Tensor, torch.Tenso
 def patch(
     volume: tuple[torch.Tensor, torch.Tensor], spleen: bool, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut one patch, around a voxel of the spleen if asked for and there is one, or anywhere."""
+    """Cut one patch, around a voxel of the spleen if wanted and possible, otherwise anywhere."""
     image, label = volume
     room = np.array(label.shape[1:]) - PATCH
     start = rng.integers(0, room + 1)
@@ -124,12 +124,12 @@ def train(folder: Path, count: int, steps: int, seed: int) -> torch.nn.Module:
     volumes = [as_the_plugin_sees(write_phantom(folder, seed + n)) for n in range(count)]
 
     network: torch.nn.Module = ModelParams.model
-    for module in network.modules():  # it was made at import, before there was a seed
+    for module in network.modules():  # it was built at import, before there was a seed
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    # The low end of the cycle matters: until it, batch norm's averages trail the weights.
+    # The low end of the cycle matters: before it, batch norm's averages lag behind the weights.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
 
     network.train()
@@ -161,7 +161,7 @@ def in_half_precision(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def evaluate(network: torch.nn.Module, folder: Path, seed: int) -> float:
-    """Dice on one unseen phantom, by the plugin's sliding window, on the plugin's grid."""
+    """Dice on one unseen phantom, with the plugin's sliding window, on the plugin's grid."""
     image, label = as_the_plugin_sees(write_phantom(folder, seed))
     network.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The command line: thin. What a command does is in `commands`, `demo`, `replay` and `doctor`."""
+"""The command line, kept thin: what the commands do is in `commands/` and `local/`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -49,9 +49,9 @@ def serve(
     port: Port = None,
     workspace: WorkspaceFolder = None,
     device: Device = None,
-    reload: Annotated[bool, typer.Option(help="Start again when the source changes")] = False,
+    reload: Annotated[bool, typer.Option(help="Restart when the source changes")] = False,
 ) -> None:
-    """Serve. An option wins over the environment (PFMS_...), which wins over config.env."""
+    """Serve. Options override the environment (PFMS_...), which overrides config.env."""
     from pfms.server import serve as run
     from pfms.server import serve_reloading
     from pfms.settings import load_settings
@@ -75,13 +75,13 @@ def replay(
         Path, typer.Argument(help="Folder of a job, or of an unpacked bundle", metavar="JOBDIR")
     ],
     keep: Annotated[
-        bool, typer.Option("--keep", help="Keep what the rerun wrote, even where it matches")
+        bool, typer.Option("--keep", help="Keep the rerun's output even if it matches")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a job's command again, and say whether the voxels are those of its record.
+    """Run a job's command again, and say whether its voxels match the record.
 
-    Exit codes: 0 they are; 1 they differ, or the run failed; 2 it cannot be run again.
+    Exit codes: 0 they match; 1 they differ, or the run failed; 2 it cannot be run again.
     """
     from pfms.commands.local import replay as run
 
@@ -96,7 +96,7 @@ def doctor(
     device: Device = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Look whether this machine can serve: plugin, devices, memory, disk, port; with remedies."""
+    """Check whether this machine can serve: plugin, devices, memory, disk, port; with remedies."""
     from pfms.commands.local import doctor as run
 
     run({"host": host, "port": port, "workspace": workspace, "devices": device}, as_json=as_json)

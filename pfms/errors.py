@@ -4,7 +4,7 @@ The tree::
 
     PfmsError
     ├── StartError                 the service cannot start (never reaches a client)
-    ├── RequestError               the caller can mend it
+    ├── RequestError               the caller can fix it
     │   ├── InvalidParameter  MissingModelID  InvalidModelID  MissingFile  IdempotencyMismatch
     │   ├── UnsupportedCoding  RequestTimeout  Forbidden  WrongHost
     │   ├── NotAModel
@@ -13,7 +13,7 @@ The tree::
     │   └── JobNotFinished  JobFailed  JobActive  ResultantNotMade  Gone
     ├── NotNow                     the same request may succeed later
     │   └── QueueFull  DiskFull  NotReady  NoDevice  Interrupted
-    └── RunFailed                  the plugin ran, or was to run, and there is no result
+    └── RunFailed                  the plugin ran, or should have run, and there is no result
         └── PluginFailed  BadResult  OutOfMemory  GpuOutOfMemory  NoSharedMemory
             TimedOut  Cancelled
 """
@@ -25,10 +25,10 @@ class PfmsError(Exception):
     """Base of all.
 
     Attributes:
-        code: The stable name that clients test for (CONTRACT: "Errors").
-        title: The same in words.
-        remedy: What the caller can do, one sentence.
-        detail: What happened this time. Never a path of pfms itself, never a trace.
+        code: The stable name that clients test for (docs/api.md, "Errors").
+        title: What the code means, in words.
+        remedy: What the caller can do, in one sentence.
+        detail: What happened this time, without a traceback or a path of pfms itself.
         job: The ID of the job it belongs to, if any.
         retry_after: Seconds after which trying again is sensible, if known.
     """
@@ -36,7 +36,7 @@ class PfmsError(Exception):
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Something in pfms failed"
     remedy: str = (
-        "Try again; if it stays, tell the operator of this server the time of this answer."
+        "Try again; if it happens again, tell the operator of this server when it happened."
     )
 
     def __init__(
@@ -64,24 +64,24 @@ class StartError(PfmsError):
 
     @property
     def line(self) -> str:
-        """What the operator is told."""
+        """What the operator sees."""
         return f"{self.title}: {self.detail.rstrip('.')}. {self.remedy}"
 
 
 class RequestError(PfmsError):
-    """The caller can mend it."""
+    """The caller can fix it."""
 
 
 class InvalidParameter(RequestError):
-    """A query parameter, header or body that is not what the call takes."""
+    """A query parameter, header or body is not what the call accepts."""
 
     code = "invalid-parameter"
-    title = "The request is not what this call takes"
-    remedy = "Correct the parameter; /docs lists what each call takes."
+    title = "The request is not what this call accepts"
+    remedy = "Correct the parameter; /docs lists what each call accepts."
 
 
 class Forbidden(RequestError):
-    """A web page of another origin asked for a change."""
+    """A web page of another origin tried to change something."""
 
     code = "forbidden"
     title = "A web page of another origin may not do this"
@@ -124,17 +124,17 @@ class MissingFile(RequestError):
 
 
 class UnsupportedCoding(RequestError):
-    """The body is compressed on its way, by a Content-Encoding or a Transfer-Encoding."""
+    """The body is compressed in transit, by a Content-Encoding or a Transfer-Encoding."""
 
     code = "unsupported-coding"
-    title = "The body is sent in a coding that this service does not undo"
+    title = "The body is encoded in a way that this service does not decode"
     remedy = (
         "Leave the header out and send the form as it is; a .nii.gz in it is a file like any other."
     )
 
 
 class RequestTimeout(RequestError):
-    """Nothing came for PFMS_IDLE_SECONDS in the middle of a request."""
+    """Nothing arrived for PFMS_IDLE_SECONDS in the middle of a request."""
 
     code = "request-timeout"
     title = "The request stopped in the middle"
@@ -142,7 +142,7 @@ class RequestTimeout(RequestError):
 
 
 class IdempotencyMismatch(RequestError):
-    """The key was used before, with other content."""
+    """The key was used before, with different content."""
 
     code = "idempotency-mismatch"
     title = "This Idempotency-Key was used for another request"
@@ -150,7 +150,7 @@ class IdempotencyMismatch(RequestError):
 
 
 class NotAModel(RequestError):
-    """The upload is no state dict that fits the plugin's network."""
+    """The upload does not hold weights that fit the plugin's network."""
 
     code = "not-a-model"
     title = "The file is not a model that the plugin can use"
@@ -169,8 +169,8 @@ class TruncatedNifti(RequestError):
     """Fewer voxels than the header says, or a damaged gzip stream."""
 
     code = "truncated-nifti"
-    title = "The NIfTI file is not whole"
-    remedy = "Send the file again, or make it again from its source."
+    title = "The NIfTI file is incomplete or damaged"
+    remedy = "Send the file again, or recreate it from its source."
 
 
 class UnsupportedNifti(RequestError):
@@ -182,7 +182,7 @@ class UnsupportedNifti(RequestError):
 
 
 class TooLarge(RequestError):
-    """More bytes than the limits, or than its own header, allow."""
+    """The upload has more bytes than the settings, or its own header, allow."""
 
     code = "too-large"
     title = "The upload is too large"
@@ -206,15 +206,15 @@ class JobNotFound(RequestError):
 
 
 class JobNotFinished(RequestError):
-    """The result was asked for while the job waits or runs."""
+    """The result was requested while the job was waiting or running."""
 
     code = "job-not-finished"
     title = "The job has not ended yet"
-    remedy = "Wait: GET the job's /events, or ask again when its state is 'succeeded'."
+    remedy = "Wait: follow the job's /events, or ask again when its state is 'succeeded'."
 
 
 class JobFailed(RequestError):
-    """The result was asked for and there is none."""
+    """The result was requested, but there is none."""
 
     code = "job-failed"
     title = "The job has no result"
@@ -250,7 +250,7 @@ class NotNow(PfmsError):
 
 
 class QueueFull(NotNow):
-    """PFMS_QUEUE_LIMIT jobs wait already."""
+    """PFMS_QUEUE_LIMIT jobs are already waiting."""
 
     code = "queue-full"
     title = "The queue is full"
@@ -258,7 +258,7 @@ class QueueFull(NotNow):
 
 
 class DiskFull(NotNow):
-    """No room for another upload, or it ran out meanwhile."""
+    """There is no room for another upload, or the disk filled up in the meantime."""
 
     code = "disk-full"
     title = "The server has no room left on its disk"
@@ -266,15 +266,15 @@ class DiskFull(NotNow):
 
 
 class NotReady(NotNow):
-    """Starting or draining."""
+    """The server is starting or stopping, or cannot use its files."""
 
     code = "not-ready"
-    title = "The server takes no new work now"
-    remedy = "Try again in a minute; GET /health/ready says what it waits for."
+    title = "The server cannot accept work right now"
+    remedy = "Try again in a minute; GET /health/ready says what it is waiting for."
 
 
 class NoDevice(NotNow):
-    """No device to run on."""
+    """None of the devices to run on is there."""
 
     code = "no-device"
     title = "There is no device to run on"
@@ -282,11 +282,11 @@ class NoDevice(NotNow):
 
 
 class Interrupted(NotNow):
-    """The server stopped under a blocking call, or died too often under a job."""
+    """The server stopped during a blocking call, or died too often while it ran a job."""
 
     code = "interrupted"
     title = "The server stopped during the run"
-    remedy = "The job stays queued and runs after the restart: ask for it by its ID."
+    remedy = "The job stays queued and runs after the restart: look it up by its ID."
 
 
 class RunFailed(PfmsError):
@@ -302,7 +302,7 @@ class PluginFailed(RunFailed):
 
 
 class BadResult(RunFailed):
-    """The plugin ended well but what it wrote does not pass the checks."""
+    """The plugin succeeded, but its output does not pass the checks."""
 
     code = "bad-result"
     title = "The plugin's result does not fit the volume"
@@ -310,7 +310,7 @@ class BadResult(RunFailed):
 
 
 class OutOfMemory(RunFailed):
-    """The host had no memory left."""
+    """The host ran out of memory."""
 
     code = "out-of-memory"
     title = "The run needed more memory than the server has"
@@ -318,7 +318,7 @@ class OutOfMemory(RunFailed):
 
 
 class GpuOutOfMemory(RunFailed):
-    """The GPU had no memory left."""
+    """The GPU ran out of memory."""
 
     code = "gpu-out-of-memory"
     title = "The run needed more memory than the GPU has"
@@ -334,7 +334,7 @@ class NoSharedMemory(RunFailed):
 
 
 class TimedOut(RunFailed):
-    """PFMS_JOB_TIMEOUT_SECONDS passed."""
+    """The run took longer than PFMS_JOB_TIMEOUT_SECONDS."""
 
     code = "timed-out"
     title = "The run took longer than the time limit"
@@ -350,11 +350,11 @@ class Cancelled(RunFailed):
 
 
 def leaves(kind: type[PfmsError]) -> list[type[PfmsError]]:
-    """The errors below `kind` in the tree that have none below them."""
+    """The leaves of the tree below `kind`."""
     below = [leaf for sub in kind.__subclasses__() for leaf in leaves(sub)]
     return below or [kind]
 
 
 def by_code(code: str) -> type[PfmsError]:
-    """The class of a recorded `code`; `PfmsError` itself where no class has it."""
+    """The class of a recorded `code`; `PfmsError` itself if no class has it."""
     return next((kind for kind in leaves(PfmsError) if kind.code == code), PfmsError)

@@ -1,4 +1,4 @@
-"""How hosts and origins are written, so that two spellings of the same one compare as equal."""
+"""Hosts and origins in a normal form, so that two spellings of the same one compare as equal."""
 
 import re
 from ipaddress import ip_address
@@ -15,7 +15,7 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 def is_address(host: str) -> bool:
-    """Whether a host is an IP address and not a name."""
+    """Whether a host is an IP address rather than a name."""
     try:
         ip_address(host)
     except ValueError:
@@ -26,7 +26,7 @@ def is_address(host: str) -> bool:
 def normal_host(text: str) -> str:
     """A name or an IP address as a browser sends it: lower case, punycode, without a final dot.
 
-    IPv6 addresses may have brackets and lose them.
+    An IPv6 address may be in brackets, which are removed.
 
     Raises:
         ValueError: It is neither.
@@ -48,7 +48,7 @@ def host_of(header: str) -> str:
     """The host that a `Host` header names, without its port.
 
     Raises:
-        ValueError: It names none.
+        ValueError: It does not name one.
     """
     match = _HOST_HEADER.fullmatch(header)
     if match is None:

@@ -1,4 +1,4 @@
-"""`pfms serve`: one process, one port, and a stop that lets what runs come to an end."""
+"""`pfms serve`: one process, one port, and a stop that lets running jobs finish."""
 
 import asyncio
 import errno
@@ -27,26 +27,28 @@ from pfms.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
 
-# Others of the group, such as a container's random UID, can link and clean; nobody else sees a CT.
+# The group, such as a container's random UID, can link and clean up; nobody else may see a CT.
 UMASK = 0o007
 
 _THREADS = 32
-_GOODBYE_SECONDS = 5  # for downloads that go on when everything else has ended
-_KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # gone after a minute
+_GOODBYE_SECONDS = 5  # for downloads that are still going on when all else has ended
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # dead clients: a minute
 _QUIET = ("uvicorn.error", "sse_starlette", "python_multipart", "httpx")
 
 
 class StopSignals:
     """Notes SIGTERM, SIGINT and SIGHUP from now until the process ends; the event loop acts.
 
-    Before there is a loop, and after it has ended, nothing has to be drained: a note is enough.
+    Before there is a loop, and after it has ended, there is nothing to drain: a note is enough.
     """
 
     def __init__(self) -> None:
         self.noted = False
         self._react: Callable[[], object] | None = None
         kinds = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # its terminal is closed; not nohup's
+        if (
+            signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        ):  # a closed terminal, unless under nohup
             kinds.append(signal.SIGHUP)
         for kind in kinds:
             signal.signal(kind, self._note)
@@ -57,8 +59,8 @@ class StopSignals:
             self._react()
 
     @contextmanager
-    def lead_to(self, action: Callable[[], None]) -> Iterator[None]:
-        """Let each signal run `action` on the running loop; once now, if one came before."""
+    def calling(self, action: Callable[[], None]) -> Iterator[None]:
+        """Call `action` on the running loop at each signal; at once, if one came before."""
         loop = asyncio.get_running_loop()
         self._react = partial(loop.call_soon_threadsafe, action)
         try:
@@ -70,9 +72,9 @@ class StopSignals:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, but a signal drains the service first, while it still listens.
+    """uvicorn, except that a signal first drains the service while it still listens.
 
-    uvicorn's own way closes the listeners at once, so that nobody could be told of the drain.
+    uvicorn itself would close its listeners at once, and no client could learn of the drain.
     """
 
     def __init__(
@@ -80,24 +82,24 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         service: Service,
         signals: StopSignals,
-        listens: Callable[[], None],
+        on_listening: Callable[[], None],
     ):
         super().__init__(config)
         self._service = service
         self._signals = signals
-        self._listens = listens
+        self._on_listening = on_listening
         self._drain: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
         await super().startup(sockets)
         if self.started:
-            self._listens()
+            self._on_listening()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """React to signals in our way instead of uvicorn's."""
-        with self._signals.lead_to(self._asked_to_stop):
+        """React to signals in our own way, not uvicorn's."""
+        with self._signals.calling(self._asked_to_stop):
             yield
 
     def _asked_to_stop(self) -> None:
@@ -109,10 +111,10 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there.
+    """Open a listening socket.
 
     Raises:
-        StartError: The port is taken, or the address is none of this machine.
+        StartError: The port is taken, or the address is not one of this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -121,16 +123,16 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise StartError(
                 f"Port {port} is taken.",
-                "Use another: pfms serve --port 0 takes a free one (PFMS_PORT sets it).",
+                "Use another (PFMS_PORT), or let pfms serve --port 0 pick a free one.",
             ) from None
         reason = (error.strerror or str(error)).partition(" (while attempting")[0]
         raise StartError(
             f"Cannot listen on {host} port {port}: {reason}.", "Set PFMS_HOST and PFMS_PORT."
         ) from None
-    # Connections inherit it. Without it head and body of an answer, two writes, lie 40 ms apart;
-    # asyncio sets it only on sockets whose protocol is spelt out, which Python's are not.
+    # Connections inherit this. Without it, head and body of a response (two writes) are sent 40 ms
+    # apart; asyncio sets it only on sockets with an explicit protocol, which these are not.
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    # A client whose machine or network is gone says nothing of it: the kernel asks now and then.
+    # A client whose machine or network is gone cannot say so: the kernel checks now and then.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEP_ALIVE.items():
         if hasattr(socket, name):
@@ -139,13 +141,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(sock: socket.socket) -> str:
-    """The base URL of what listens on a socket."""
+    """The base URL of the server on a socket."""
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def set_up_logging() -> None:
-    """Everything to stderr, a line each; what the libraries say only where it matters."""
+    """Log to stderr, one line per message; of the noisy libraries only warnings."""
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
     for name in _QUIET:
@@ -153,7 +155,7 @@ def set_up_logging() -> None:
 
 
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until a signal ends it; `say` gets the one line that names the URL.
+    """Serve until a signal ends it; `say` is given the one line that names the URL.
 
     Raises:
         StartError: The service cannot start.
@@ -162,7 +164,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     os.umask(UMASK)
     set_up_logging()
     app = create_app(settings)
-    # What is there now stays: a look at it by the collector would stop all answers for 80 ms.
+    # What exists now stays: a scan of it by the collector would stall all responses for 80 ms.
     gc.collect()
     gc.freeze()
     with listen(settings.host, settings.port) as sock:
@@ -172,7 +174,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
 async def _serve(
     app: FastAPI, sock: socket.socket, signals: StopSignals, say: Callable[[str], None]
 ) -> None:
-    # The default has few threads on a small machine: long work must not keep short work waiting.
+    # The default pool is small on a small machine, and long work would keep short work waiting.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "pfms"))
     service: Service = app.state.service
     config = uvicorn.Config(
@@ -204,9 +206,9 @@ def serve_reloading(settings: Settings, folders: list[str]) -> None:
     """Serve, and start again whenever a source file below `folders` changes: for debugging.
 
     Raises:
-        StartError: It cannot listen there.
+        StartError: It cannot listen on the address.
     """
-    # Each start is a fresh process: the environment is how the settings get there.
+    # Each start is a new process, which gets the settings through the environment.
     for name, value in settings.model_dump(mode="json").items():
         shown = ",".join(value) if isinstance(value, list) else str(value)
         os.environ[f"PFMS_{name.upper()}"] = shown
@@ -217,14 +219,14 @@ def serve_reloading(settings: Settings, folders: list[str]) -> None:
 
 
 def _serve_this_time(sockets: list[socket.socket] | None) -> None:
-    """What the reloader runs, until it sends a signal."""
+    """Serve until the reloader sends a signal."""
     signals = StopSignals()
     os.umask(UMASK)
     set_up_logging()
     try:
-        # What runs goes back into the queue at once: a change is to be seen now.
+        # Running jobs go back into the queue at once, so that the change takes effect now.
         app = create_app(load_settings(drain_seconds=0))
         [sock] = sockets or []
         asyncio.run(_serve(app, sock, signals, log.info))
     except StartError as error:
-        log.error(error.line)  # and the reloader waits for a change that mends it
+        log.error(error.line)  # the reloader waits for a change that fixes it

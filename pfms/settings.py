@@ -14,7 +14,7 @@ from pfms.plugin.adaptations import adaptations
 CONFIG_FILE = "config.env"
 GIB = 2**30
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
-_LONGEST_DAYS = 36_500  # a century; dates cannot reckon with much more
+_LONGEST_DAYS = 36_500  # a century; much more would overflow a date
 
 
 class Settings(BaseSettings):
@@ -28,7 +28,7 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
     )
 
-    host: str = Field("127.0.0.1", min_length=1)  # an empty one would be every interface
+    host: str = Field("127.0.0.1", min_length=1)  # empty would mean every interface
     port: int = Field(2024, ge=0, le=65535)
     workspace: Path = Path("workspace")
 
@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     @field_validator("workspace", mode="before")
     @classmethod
     def _is_named(cls, value: object) -> object:
-        if value == "":  # it would be the working folder
+        if value == "":  # Path("") is the working folder
             raise ValueError("name a folder")
         return value
 
@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_prefix(cls, path: str) -> str:
         if path and not _ROOT_PATH.fullmatch(path):
-            raise ValueError("write a path such as /pfms: with a slash before it and none after it")
+            raise ValueError("write a path such as /pfms, without a slash at its end")
         return path
 
     @field_validator("adaptations_off")
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     @field_validator("max_upload_bytes", "max_volume_bytes", "min_free_bytes", mode="before")
     @classmethod
     def _one_number_and_unit(cls, value: object) -> object:
-        # ByteSize itself ignores what follows: it would take 2,5GiB for 2 bytes.
+        # ByteSize ignores trailing text: it would read 2,5GiB as 2 bytes.
         if isinstance(value, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", value):
             raise ValueError("write a size as 2GiB, 500MB, or a number of bytes")
         return value
@@ -119,14 +119,14 @@ def _name_or_pattern(text: str) -> str:
 
 
 def load_settings(config_file: Path | None = None, **overrides: Any) -> Settings:
-    """Read the settings: overrides, else the environment, else `config.env`, else the default.
+    """Read the settings: overrides win over the environment, it over `config.env`, then defaults.
 
     Args:
-        config_file: Instead of `config.env` in the working directory (which may be absent).
-        **overrides: Settings from the command line, by field name; None is no override.
+        config_file: Read instead of `config.env` in the working directory, which may be absent.
+        **overrides: Settings from the command line, by field name; None overrides nothing.
 
     Raises:
-        StartError: A value is not what the setting takes, or a name in the file is no setting.
+        StartError: A value is not valid, or the file names something that is not a setting.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
@@ -135,8 +135,8 @@ def load_settings(config_file: Path | None = None, **overrides: Any) -> Settings
         first = error.errors()[0]
         name = str(first["loc"][0]).upper()
         if first["type"] == "extra_forbidden":
-            detail = f"{CONFIG_FILE} sets {name}, which is no setting."
+            detail = f"{CONFIG_FILE} sets {name}, which is not a setting."
         else:
             name = f"PFMS_{name.removeprefix('PFMS_')}"
-            detail = f"{name}={first['input']!r} is not possible: {first['msg']}."
-        raise StartError(detail, "Mend it there or in the environment.") from None
+            detail = f"{name}={first['input']!r} is not valid: {first['msg']}."
+        raise StartError(detail, "Correct it there or in the environment.") from None

@@ -238,7 +238,7 @@ running.unlink()
 
 
 @pytest.mark.anyio
-async def test_uploads_are_looked_at_one_at_a_time(
+async def test_uploads_are_checked_one_at_a_time(
     store_with: Callable[..., ModelStore], uploads: Path
 ) -> None:
     store, upload = store_with(ALONE + TAKES_ALL), upload_of(uploads)

@@ -41,7 +41,7 @@ def test_it_starts_without_what_only_some_commands_need() -> None:
     assert set(HEAVY) & set(loaded) == set()
 
 
-def test_the_version_is_told(tmp_path: Path) -> None:
+def test_the_version_is_printed(tmp_path: Path) -> None:
     assert re.fullmatch(r"pfms \d+\.\d+\.\d+\n", pfms("--version", cwd=tmp_path).stdout)
 
 
@@ -104,7 +104,7 @@ def test_a_refused_request_is_2_with_its_code_and_remedy(
         [],
     ],
 )
-def test_wrong_usage_is_2_and_asks_no_server(folder: Path, line: list[str]) -> None:
+def test_wrong_usage_is_2_and_contacts_no_server(folder: Path, line: list[str]) -> None:
     pfms(*line, cwd=folder, code=2, server=NOWHERE)
 
 
@@ -196,7 +196,7 @@ def test_a_run_that_fails_is_1_with_its_cause(start_server: StartServer, folder:
     assert [path.name for path in folder.glob("*.nii.gz")] == ["CT.nii.gz"]
 
 
-def test_a_warning_of_the_run_is_told(start_server: StartServer, folder: Path) -> None:
+def test_a_warning_about_the_run_is_printed(start_server: StartServer, folder: Path) -> None:
     server = start_server("short_stack.py")
     (folder / "thin.nii.gz").write_bytes(nifti_bytes((24, 20, 12)))
     done = pfms("infer", "thin.nii.gz", "--model", "demo", cwd=folder, server=server.url)
@@ -235,7 +235,7 @@ def test_ctrl_c_before_the_answer_says_what_may_be(folder: Path) -> None:
             process.send_signal(signal.SIGINT)
             _, err = finish(process, 130)
         go_on.set()
-    assert "interrupted while the server looked" in err
+    assert "interrupted while the server was checking" in err
     assert "pfms jobs list" in err
 
 
@@ -299,7 +299,7 @@ def test_a_log_is_followed_until_the_job_is_cancelled(
         finish(process, 0)
 
 
-def test_the_table_is_built_anew_once_no_server_holds_it(
+def test_the_table_is_rebuilt_once_no_server_holds_it(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server()
@@ -318,6 +318,6 @@ def test_the_table_is_built_anew_once_no_server_holds_it(
     eventually(lambda: again.job(job_id)["state"] == "succeeded")
 
 
-def test_a_folder_that_is_no_workspace_is_not_made_one(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_workspace_is_not_made_one(tmp_path: Path) -> None:
     pfms("jobs", "reindex", "--workspace", tmp_path / "typo", cwd=tmp_path, code=2)
     assert list(tmp_path.iterdir()) == []

@@ -69,7 +69,7 @@ def test_another_resultant_can_be_asked_for(
     assert target.read_bytes() == answer.content
 
 
-def test_its_progress_is_told_stage_by_stage(
+def test_its_progress_is_reported_stage_by_stage(
     start_server: StartServer, volume: Path, tmp_path: Path
 ) -> None:
     server = start_server("staged.py")
@@ -92,7 +92,7 @@ def test_its_progress_is_told_stage_by_stage(
     assert all(update.job for update in updates if update.stage in ("loading", "downloading"))
 
 
-def test_a_failed_run_is_told_with_its_cause_and_job(
+def test_a_failed_run_is_reported_with_its_cause_and_job(
     start_server: StartServer, volume: Path, tmp_path: Path
 ) -> None:
     server = start_server("exit3.py")
@@ -236,14 +236,17 @@ def test_a_download_that_breaks_is_fetched_again_whole(tmp_path: Path) -> None:
 def test_what_stays_away_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with PfmsClient(f"127.0.0.1:{port}", patience=0) as client, pytest.raises(Unreachable) as told:
+    with (
+        PfmsClient(f"127.0.0.1:{port}", retry_seconds=0) as client,
+        pytest.raises(Unreachable) as told,
+    ):
         client.wait("a-job")
     assert f"127.0.0.1:{port}" in told.value.detail
     assert "pfms serve" in told.value.remedy
 
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"other": 1}'])
-def test_what_is_no_pfms_is_told_so(content: bytes) -> None:
+def test_a_server_that_is_not_pfms_is_recognised(content: bytes) -> None:
     with small_server(lambda request: request.say(content)) as url, PfmsClient(url) as client:
         with pytest.raises(PfmsProblem) as told:
             client.models()
@@ -333,12 +336,12 @@ def test_a_server_may_be_named_in_several_ways(typed: str, url: str) -> None:
 
 
 @pytest.mark.parametrize("typed", ["", "ftp://host", "http://", "http://host:port"])
-def test_what_is_no_url_is_a_value_error(typed: str) -> None:
+def test_what_is_not_a_url_is_a_value_error(typed: str) -> None:
     with pytest.raises(ValueError, match="URL"):
         PfmsClient(typed)
 
 
-def test_a_proxy_of_the_environment_is_no_way_to_this_machine(server: Server) -> None:
+def test_a_proxy_from_the_environment_is_not_used_for_this_machine(server: Server) -> None:
     code = "import sys; from pfms.client import PfmsClient; print(PfmsClient(sys.argv[1]).models())"
     proxied = environment() | {
         "HTTP_PROXY": "http://127.0.0.1:9",

@@ -191,7 +191,7 @@ def test_a_client_submits_polls_and_fetches_and_the_same_key_finds_the_same_job(
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
 
 
-def test_a_client_says_what_is_wrong_and_what_to_do_though_it_is_still_sending(
+def test_a_client_that_is_still_sending_says_what_is_wrong_and_what_to_do(
     caller: Caller, server: Server, tmp_path: Path
 ) -> None:
     problem = server.infer(model="unknown").json()
@@ -204,7 +204,7 @@ def test_a_client_says_what_is_wrong_and_what_to_do_though_it_is_still_sending(
     assert not (tmp_path / "spleen.nii.gz").exists()
 
 
-def test_a_run_that_fails_is_told_to_the_client_that_polls(
+def test_a_polling_client_learns_that_its_run_failed(
     example: Caller, failing_server: Server, volume: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "spleen.nii.gz"

@@ -137,7 +137,7 @@ def test_the_outputdir_is_relative_to_the_caller_or_absolute(
     assert not (script.parent / "rerun").exists()
 
 
-def test_an_empty_outputdir_is_taken(tmp_path: Path, elsewhere: Path) -> None:
+def test_an_empty_outputdir_is_accepted(tmp_path: Path, elsewhere: Path) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
     script = write_job(tmp_path / "job", str(executable))
     assert call(script, ".", cwd=elsewhere).returncode == 0
@@ -187,7 +187,7 @@ def test_what_belongs_to_the_machine_is_not_taken_along(tmp_path: Path) -> None:
     assert "/srv/pfms" not in PLUGIN.command_script(argv, PLUGIN.environment(host))
 
 
-def test_where_the_recorded_executable_is_gone_the_one_on_path_is_taken(
+def test_if_the_recorded_executable_is_gone_the_one_on_path_is_used(
     tmp_path: Path, elsewhere: Path
 ) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
@@ -202,7 +202,7 @@ def test_where_the_recorded_executable_is_gone_the_one_on_path_is_taken(
     )
 
 
-def test_where_there_is_no_executable_at_all_it_says_so_and_leaves_nothing(
+def test_without_any_executable_it_says_so_and_leaves_nothing(
     tmp_path: Path, elsewhere: Path
 ) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
@@ -261,7 +261,7 @@ def test_help_is_given(tmp_path: Path, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["a", "b"], ["--device"]])
-def test_wrong_usage_is_told_and_does_nothing(tmp_path: Path, arguments: list[str]) -> None:
+def test_wrong_usage_is_reported_and_does_nothing(tmp_path: Path, arguments: list[str]) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
     script = write_job(tmp_path / "job", str(executable))
     before = sorted(tmp_path.rglob("*"))

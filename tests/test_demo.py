@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from pfms.local.demo import DemoResult, dice_of, ending
+from pfms.local.demo import DemoResult, dice_of, what_next
 from tests.command import finish, pfms, running
 from tests.conftest import PLUGINS, eventually
 
@@ -44,7 +44,7 @@ def test_the_dice_is_that_of_both_masks(
 
 
 def test_its_end_says_how_to_go_on() -> None:
-    text = ending(
+    text = what_next(
         Path("demo"), DemoResult(JOB, 0.95, Path("demo/workspace/jobs/x")), ".venv/bin/pfms"
     )
     assert "demo/workspace/jobs/x/command.sh" in text
@@ -60,7 +60,7 @@ def test_without_the_examples_it_says_where_they_are(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_server_that_does_not_start_is_told_in_its_own_words(tmp_path: Path) -> None:
+def test_a_server_that_does_not_start_is_quoted(tmp_path: Path) -> None:
     settings = {"plugin_command": "no-such-plugin"}
     done = pfms("demo", "--out", "d", cwd=tmp_path, code=1, **settings)
     assert "no-such-plugin" in done.stderr
@@ -91,7 +91,7 @@ def test_a_demo_that_is_killed_takes_its_server_along(tmp_path: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.timeout(300)
-def test_it_segments_a_phantom_well_and_again_and_stops_when_told(tmp_path: Path) -> None:
+def test_it_segments_a_phantom_well_repeats_it_and_stops_on_a_signal(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     # Of a nearly full disk, which the demo's own server does not mind.
     first = pfms("demo", "--out", out, cwd=tmp_path, min_free_bytes=str(1 << 60)).stdout

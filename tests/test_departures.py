@@ -54,7 +54,7 @@ def test_a_long_run_outlasts_a_client_that_only_listens(start_server: StartServe
         assert wire.ends() == b""
 
 
-def test_pipelined_requests_are_all_answered_though_no_more_comes(server: Server) -> None:
+def test_pipelined_requests_are_all_answered_even_if_no_more_follow(server: Server) -> None:
     with Wire(server.url) as wire:
         wire.send(request() + request(method="GET", target="/api/v1/about", body=b"") + request())
         wire.say_no_more()
@@ -65,7 +65,7 @@ def test_pipelined_requests_are_all_answered_though_no_more_comes(server: Server
 
 
 @pytest.mark.parametrize("cut", [20, 200, -1])
-def test_a_request_that_ends_in_the_middle_is_told_so(server: Server, cut: int) -> None:
+def test_the_refusal_of_a_request_that_ends_in_the_middle_says_so(server: Server, cut: int) -> None:
     before = jobs_and_uploads(server)
     with Wire(server.url) as wire:
         wire.send(request()[:cut])
@@ -99,7 +99,7 @@ def test_a_client_that_is_really_gone_takes_its_run_along(
         eventually(lambda: server.http.get("/jobs").json()["jobs"][0]["state"] == "cancelled", 10)
 
 
-def test_a_client_that_leaves_after_it_has_sent_no_more_takes_its_run_along(
+def test_a_half_closed_client_that_leaves_cancels_its_run(
     start_server: StartServer,
 ) -> None:
     server = start_server("staged.py")
@@ -181,7 +181,7 @@ def test_a_body_that_was_refused_is_not_waited_for(hasty_server: Server) -> None
         assert wire.ends() == b""
 
 
-def test_a_call_that_waits_for_its_answer_is_not_cut_off(hasty_server: Server) -> None:
+def test_a_call_that_waits_for_its_response_is_not_cut_off(hasty_server: Server) -> None:
     with Wire(hasty_server.url) as wire:
         wire.send(request())
         (folder,) = wait_for_run(hasty_server)

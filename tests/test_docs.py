@@ -1,4 +1,4 @@
-"""What the documentation promises is there, and what is there is in the documentation."""
+"""What the documentation promises exists, and what exists is documented."""
 
 import re
 import subprocess
@@ -18,6 +18,8 @@ DOCS = ROOT / "docs"
 API = (DOCS / "api.md").read_text()
 OPERATING = (DOCS / "operating.md").read_text()
 README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (DOCS / "architecture.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -68,14 +70,39 @@ def test_help_answers(command: list[str]) -> None:
     assert "Usage" in subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS.glob("*.md")], ids=lambda p: p.stem)
-def test_links_lead_to_files_that_are_there(page: Path) -> None:
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("[ew]*/README.md")]
 
 
-def test_every_make_target_of_the_readme_exists() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
+        file = page.parent / target if target else page
+        assert file.exists(), target
+        headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [each.lower().replace(" ", "-") for each in headings]
+
+
+def test_every_make_target_in_the_documentation_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"make ([a-z][a-z-]+)", README)):
-        if target not in ("runs",):
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    pattern = r"(?:^|`)make ((?:[a-z][a-z-]+ ?)+)"
+    named = re.findall(pattern, README + CONTRIBUTING, re.MULTILINE)
+    targets = {target for line in named for target in line.split()}
+    assert {"install", "demo", "test", "test-all", "lint", "bench"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_contributing_names_every_package_and_no_other() -> None:
+    packages = {f"pfms/{init.parent.name}/" for init in (ROOT / "pfms").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(pfms/[a-z]+/)`", CONTRIBUTING, re.MULTILINE)) == packages
+
+
+@pytest.mark.parametrize("page", [CONTRIBUTING, ARCHITECTURE], ids=["contributing", "architecture"])
+def test_every_file_that_a_guide_names_exists(page: str) -> None:
+    for name in re.findall(r"`([a-z_/]+/[a-z_]+\.(?:py|md)|tests/plugins/)`", page):
+        assert (ROOT / name).exists() or (ROOT / "pfms" / name).exists(), name
+
+
+def test_an_upload_is_followed_to_its_result_through_15_modules_at_most() -> None:
+    steps = ARCHITECTURE.partition("## The way of a volume")[2].partition("```mermaid")[0]
+    assert len(set(re.findall(r"`([a-z]+/[a-z_]+\.py)`", steps))) <= 15

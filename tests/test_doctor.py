@@ -89,7 +89,7 @@ def test_a_machine_without_shared_memory_is_warned_of(tmp_path: Path) -> None:
     assert check_shared_memory(tmp_path / "none").status == "warn"
 
 
-def test_a_temporary_folder_where_no_socket_can_be_is_warned_of(
+def test_a_temporary_folder_that_cannot_hold_sockets_gets_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert check_temporary_folder(Path("/tmp")).status == "ok"
@@ -116,7 +116,9 @@ def test_a_disk_that_is_too_full_fails(tmp_path: Path) -> None:
     assert "PFMS_MIN_FREE_BYTES" in check.remedy
 
 
-def test_a_workspace_is_told_with_who_holds_it(server: Server, tmp_path: Path) -> None:
+def test_a_workspace_is_shown_with_the_process_that_holds_it(
+    server: Server, tmp_path: Path
+) -> None:
     held = check_workspace(server.workspace)
     assert held.status == "ok"
     assert f"process {server.process.pid}" in held.detail
@@ -161,7 +163,7 @@ def test_a_plugin_that_starts_is_ok() -> None:
     assert check_plugin(resolve_command(str(PLUGINS / "ok.py")), {}).status == "ok"
 
 
-def test_the_plugin_is_asked_in_the_environment_of_a_run(tmp_path: Path) -> None:
+def test_the_plugin_is_checked_in_the_environment_of_a_run(tmp_path: Path) -> None:
     script = tmp_path / "asks.py"
     script.write_text(
         "import os, sys; sys.exit(os.environ['GIVEN'] if 'PFMS_X' in os.environ else 0)"
@@ -189,7 +191,7 @@ def test_a_wrong_setting_is_a_line_of_the_report(tmp_path: Path) -> None:
     assert "PFMS_PORT" in checks["settings"]["detail"]
 
 
-def test_a_missing_plugin_is_told_and_the_rest_is_looked_at(tmp_path: Path) -> None:
+def test_a_missing_plugin_is_reported_and_the_rest_is_checked(tmp_path: Path) -> None:
     checks = examined(tmp_path, 1, plugin_command="no-such-plugin")
     assert checks["plugin"]["status"] == "fail"
     assert "no-such-plugin" in checks["plugin"]["detail"]
@@ -206,7 +208,7 @@ def test_without_json_it_is_a_line_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_the_real_plugin_is_started_and_torch_asked(tmp_path: Path) -> None:
+def test_the_real_plugin_is_started_and_torch_queried(tmp_path: Path) -> None:
     checks = examined(tmp_path, devices="cpu")
     assert "version 1.2.44" in checks["plugin"]["detail"]
     assert "148 tensors" in checks["model check"]["detail"]

@@ -46,7 +46,7 @@ def test_a_body_whose_length_is_too_great_is_refused_before_it_comes(
 
 
 @pytest.mark.parametrize("path", [INFER, MODELPTH])
-def test_a_body_that_is_no_form_is_refused_before_it_comes(server: Server, path: str) -> None:
+def test_a_body_that_is_not_a_form_is_refused_before_it_arrives(server: Server, path: str) -> None:
     answer = answer_to_the_head(server, f"{path}?modelID=demo", 1_000_000, "application/nifti")
 
     assert (answer.status, answer.json()["code"]) == (422, "missing-file")
@@ -71,7 +71,7 @@ def test_a_file_that_is_too_large_is_refused_while_it_comes(strict_server: Serve
     refused(strict_server, 413, "too-large", files={"file": bytes(UPLOAD_LIMIT + 1)})
 
 
-def test_a_file_of_exactly_the_limit_is_looked_at(strict_server: Server) -> None:
+def test_a_file_of_exactly_the_limit_is_checked(strict_server: Server) -> None:
     refused(strict_server, 422, "not-a-nifti", files={"file": bytes(UPLOAD_LIMIT)})
 
 

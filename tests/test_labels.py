@@ -106,7 +106,7 @@ def test_the_plugins_type_and_scaling_do_not_matter(
     assert np.array_equal(np.asarray(nib.load(tmp_path / "labels.nii.gz").dataobj), truth())
 
 
-def test_no_spleen_is_an_empty_mask_and_no_error(tmp_path: Path) -> None:
+def test_no_spleen_is_an_empty_mask_and_not_an_error(tmp_path: Path) -> None:
     given = volume(tmp_path, nifti(ct()))
     result = put(tmp_path / "seg", nifti(onehot(np.zeros((5, 6, 7), "uint8"))))
     facts = write_labels(result, given, tmp_path / "labels.nii.gz")
@@ -121,7 +121,7 @@ def test_a_volume_of_four_axes_gets_labels_of_three(tmp_path: Path) -> None:
     assert nib.load(tmp_path / "labels.nii.gz").shape == (5, 6, 7)
 
 
-def test_channels_that_end_inside_a_piece_are_told_apart(tmp_path: Path) -> None:
+def test_channels_that_end_inside_a_piece_are_kept_apart(tmp_path: Path) -> None:
     labels = truth((131, 67, 71))  # 2.4 MiB a channel
     given = volume(tmp_path, nifti(ct(labels.shape)))
     result = put(tmp_path / "seg", nifti(onehot(labels)))
@@ -228,7 +228,7 @@ def test_a_result_that_is_not_there_or_damaged_is_a_bad_result(
 
 
 @pytest.mark.parametrize("what", ["three axes", "three channels", "a score", "both", "neither"])
-def test_there_is_no_checksum_of_what_is_not_one_hot(tmp_path: Path, what: str) -> None:
+def test_what_is_not_one_hot_has_no_checksum(tmp_path: Path, what: str) -> None:
     with pytest.raises(BadResult):
         labels_checksum(put(tmp_path / "seg", BAD[what][0]))
 

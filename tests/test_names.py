@@ -240,9 +240,7 @@ def test_a_default_port_may_be_written_or_left_out(
         ["http://a:" + "9" * 5000],
     ],
 )
-def test_anything_else_is_forbidden_and_never_an_error_of_ours(
-    named: Server, origins: list[str]
-) -> None:
+def test_anything_else_is_forbidden_and_never_internal(named: Server, origins: list[str]) -> None:
     lines = [f"Origin: {origin}" for origin in origins]
 
     assert post(named, "Host: localhost", *lines) == (403, "forbidden")
@@ -308,8 +306,8 @@ def test_an_origin_has_one_normal_form() -> None:
         ("root_path", "/ä"),
     ],
 )
-def test_what_is_no_origin_name_or_prefix_stops_the_start(setting: str, value: str) -> None:
+def test_what_is_not_an_origin_a_name_or_a_prefix_stops_the_start(setting: str, value: str) -> None:
     with pytest.raises(StartError) as refused:
         load_settings(Path("nothing.env"), **{setting: value})
 
-    assert re.search(f"PFMS_{setting.upper()}='.+' is not possible", refused.value.line)
+    assert re.search(f"PFMS_{setting.upper()}='.+' is not valid", refused.value.line)

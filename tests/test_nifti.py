@@ -66,7 +66,7 @@ def test_the_affine_is_the_one_that_nibabel_takes(
     assert np.array_equal(facts.affine, nib.load(target).affine)
 
 
-def test_a_scaled_volume_is_told_in_its_own_units(tmp_path: Path) -> None:
+def test_a_scaled_volume_is_described_in_its_own_units(tmp_path: Path) -> None:
     data = ct(dtype="uint16")
     upload = nifti(data, scl_slope=-0.5, scl_inter=-24)
     facts, target = admit(put(tmp_path / "upload", upload, packed=False))
@@ -125,7 +125,7 @@ def test_a_little_after_the_voxels_is_left_out_of_the_copy(
     whole = nifti(ct())
     facts, target = admit(put(tmp_path / "upload", whole + b"x" * size, packed=packed))
     assert gzip.decompress(target.read_bytes()) == whole
-    assert [("follows the last voxel" in text) for text in facts.warnings] == [True]
+    assert [("after the last voxel" in text) for text in facts.warnings] == [True]
 
 
 MEMBER = gzip.compress(nifti(ct()))
@@ -156,7 +156,7 @@ def test_what_follows_a_whole_gzip_stream_is_left_out_with_a_warning(
         upload.write_bytes(members + AFTER[what])
         facts, target = admit(upload)
         assert gzip.decompress(target.read_bytes()) == nifti(ct())
-        assert [("follows the last voxel" in text) for text in facts.warnings] == [True]
+        assert [("after the last voxel" in text) for text in facts.warnings] == [True]
         target.unlink()
 
 
@@ -199,7 +199,7 @@ def test_header_extensions_even_broken_ones_stay_behind(
 
 
 @pytest.mark.parametrize("fields", [{"bitpix": 99}, {"sizeof_hdr": 0}, {"pixdim": [0] + [1] * 7}])
-def test_what_nibabel_mends_is_no_reason_to_refuse(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_what_nibabel_corrects_is_not_refused(tmp_path: Path, fields: dict[str, Any]) -> None:
     affine = np.diag([1.0, 1.0, 1.0, 1.0])
     facts, target = admit(put(tmp_path / "upload", nifti(ct(), affine, **fields)))
     assert nib.load(target).shape == facts.shape
@@ -213,23 +213,25 @@ def test_what_nibabel_mends_is_no_reason_to_refuse(tmp_path: Path, fields: dict[
         (ct(dtype="uint8"), True),
     ],
 )
-def test_a_volume_without_air_is_taken_with_a_warning(
+def test_a_volume_without_air_is_accepted_with_a_warning(
     tmp_path: Path, data: Any, warned: bool
 ) -> None:
     facts, _ = admit(put(tmp_path / "upload", nifti(data)))
     assert [("Hounsfield" in text) for text in facts.warnings] == [True] * warned
 
 
-def test_a_volume_that_does_not_say_where_it_lies_is_taken_with_a_warning(tmp_path: Path) -> None:
+def test_a_volume_that_does_not_say_where_it_lies_is_accepted_with_a_warning(
+    tmp_path: Path,
+) -> None:
     facts, _ = admit(put(tmp_path / "upload", nifti(ct(), sform_code=0, qform_code=0)))
-    assert "says nothing of the volume's orientation" in facts.warnings[0]
+    assert "says nothing about the volume's orientation" in facts.warnings[0]
 
 
-def test_two_geometries_are_taken_with_a_warning(tmp_path: Path) -> None:
+def test_two_geometries_are_accepted_with_a_warning(tmp_path: Path) -> None:
     upload = nifti(ct(), srow_x=[2, 0, 0, 0], srow_y=[0, 2, 0, 0], srow_z=[0, 0, 2, 0])
     facts, target = admit(put(tmp_path / "upload", upload))
     assert np.array_equal(facts.affine, nib.load(target).affine)
-    assert "the plugin goes by the qform" in facts.warnings[0]
+    assert "the plugin uses the qform" in facts.warnings[0]
 
 
 def test_facts_hold_no_text_of_the_header_and_are_json(tmp_path: Path) -> None:
@@ -359,7 +361,7 @@ def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="there is no folder ../shared/data")
-def test_a_real_ct_is_taken_without_a_word(tmp_path: Path) -> None:
+def test_a_real_ct_is_accepted_without_a_warning(tmp_path: Path) -> None:
     upload = tmp_path / "upload"
     upload.write_bytes((SHARED / "ct_abdomen_3mm.nii.gz").read_bytes())
     facts, _ = admit(upload)

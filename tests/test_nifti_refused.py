@@ -24,7 +24,7 @@ OTHERS: dict[str, tuple[bytes, str]] = {
 
 @pytest.mark.parametrize("packed", [True, False], ids=["gz", "plain"])
 @pytest.mark.parametrize("what", OTHERS)
-def test_other_files_are_no_nifti_whatever_they_are_called(
+def test_other_files_are_not_nifti_whatever_their_names(
     tmp_path: Path, what: str, packed: bool
 ) -> None:
     data, word = OTHERS[what]
@@ -32,11 +32,11 @@ def test_other_files_are_no_nifti_whatever_they_are_called(
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["gz", "plain"])
-def test_an_empty_file_is_no_nifti(tmp_path: Path, packed: bool) -> None:
+def test_an_empty_file_is_not_nifti(tmp_path: Path, packed: bool) -> None:
     refused(put(tmp_path / "ct.nii", b"", packed=packed), NotANifti, LIMITS, "empty")
 
 
-def test_a_volume_gzipped_twice_is_no_nifti(tmp_path: Path) -> None:
+def test_a_volume_gzipped_twice_is_not_nifti(tmp_path: Path) -> None:
     refused(put(tmp_path / "ct.nii.gz", gzip.compress(nifti(ct()))), NotANifti, LIMITS, "twice")
 
 
@@ -180,7 +180,7 @@ def test_a_header_that_cannot_be_right_is_refused_for_what_is_wrong(
         ({"sizeof_hdr": 348}, NotANifti),
     ],
 )
-def test_the_wider_fields_of_nifti_2_are_refused_likewise(
+def test_the_wider_fields_of_nifti_2_are_refused_too(
     tmp_path: Path, fields: dict[str, Any], kind: type[RequestError]
 ) -> None:
     refused(put(tmp_path / "upload", nifti(ct(), version=2, **fields)), kind)
@@ -228,7 +228,9 @@ def test_what_unpacks_to_more_than_the_limit_is_too_large(tmp_path: Path, packed
     admit(upload, VolumeLimits(len(whole), 10**9))
 
 
-def test_a_grid_that_no_machine_holds_is_refused_with_a_word_about_units(tmp_path: Path) -> None:
+def test_a_grid_too_large_for_any_machine_is_refused_with_a_hint_about_units(
+    tmp_path: Path,
+) -> None:
     upload = put(tmp_path / "upload", nifti(ct(), np.diag([700.0, 700, 3000, 1])))
     error = refused(upload, UnsupportedNifti, VolumeLimits(1 << 30, 10**9), "1868 x 2334 x 9001")
     assert "metres" in error.remedy
@@ -236,6 +238,6 @@ def test_a_grid_that_no_machine_holds_is_refused_with_a_word_about_units(tmp_pat
     admit(upload, VolumeLimits(1 << 30, 1868 * 2334 * 9001))
 
 
-def test_metres_taken_for_millimetres_are_refused_with_a_word_about_units(tmp_path: Path) -> None:
+def test_metres_taken_for_millimetres_are_refused_with_a_hint_about_units(tmp_path: Path) -> None:
     upload = put(tmp_path / "upload", nifti(ct(), np.diag([0.0007, 0.0007, 0.003, 1])))
     refused(upload, UnsupportedNifti, LIMITS, "0.0007 x 0.0007 x 0.003", "metres")

@@ -131,7 +131,7 @@ OTHERS: dict[str, tuple[bytes, str, str]] = {
     "text": (f"hello {NAME}\n".encode(), "text,", "-F file=@"),
     "text in German": ("Größe".encode(), "text,", "-F file=@"),
     "form in a form": (FORM, "a form inside the form's field", "library"),
-    "HTTP answer": (b"HTTP/1.1 200 OK\r\n\r\n" + PACKED, "HTTP answer", "without -i"),
+    "HTTP answer": (b"HTTP/1.1 200 OK\r\n\r\n" + PACKED, "HTTP response", "omit -i"),
     "MGZ": (MGH, "FreeSurfer", "mri_convert"),
     "MetaImage": (META + bytes(9000), "a MetaImage file", "SimpleITK"),
     "MetaImage header": (META.replace(b"LOCAL", b"ct.raw"), "a MetaImage file", "SimpleITK"),
@@ -139,7 +139,7 @@ OTHERS: dict[str, tuple[bytes, str, str]] = {
     "MINC": (b"\x89HDF\r\n\x1a\n" + bytes(400), "MINC", "mnc2nii"),
     "Analyze": (nifti(ct(), magic=b"")[:348], "Analyze", "nibabel.load('NAME.hdr')"),
     "pair": (nifti(ct(), magic=b"ni1")[:352], "pair", "nibabel.load('NAME.hdr')"),
-    "voxels of a pair": (ct((30, 30, 30)).tobytes(), "neither the mark", ".hdr and .img"),
+    "voxels of a pair": (ct((30, 30, 30)).tobytes(), "neither the signature", ".hdr and .img"),
     "PNG": (b"\x89PNG\r\n\x1a\n" + bytes(500), "PNG", "NIfTI"),
     "bzip2": (b"BZh9" + bytes(500), "bzip2", "bunzip2"),
 }
@@ -177,7 +177,7 @@ def test_whatever_is_sent_is_refused_and_quickly(tmp_path: Path) -> None:
         assert time.process_time() - began < 1
 
 
-def test_a_name_without_its_at_sign_is_told_to_the_caller(server: Server) -> None:
+def test_a_file_name_sent_without_its_at_sign_is_recognised(server: Server) -> None:
     answer = server.http.post(
         INFER, params={"modelID": "demo"}, files={"file": ("upload", b"ct.nii.gz")}
     )

@@ -59,7 +59,7 @@ def test_every_refusal_in_the_document_is_a_problem(document: dict[str, Any]) ->
             assert answer["description"]
 
 
-def test_the_document_tells_of_every_call_what_it_does(document: dict[str, Any]) -> None:
+def test_the_document_says_what_every_call_does(document: dict[str, Any]) -> None:
     names = [call["operationId"] for _, _, call in calls(document)]
     assert len(names) == len(set(names))
     for method, path, call in calls(document):

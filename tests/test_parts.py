@@ -110,7 +110,7 @@ def test_what_the_rfc_allows_reaches_the_service(server: Server, name: str) -> N
 
 
 @pytest.mark.parametrize("boundary", ["'()+_,-./:=?", "a b", "-", "=_?", "x" * 70, "a.*+[b"])
-def test_every_legal_boundary_is_taken(server: Server, boundary: str) -> None:
+def test_every_legal_boundary_is_accepted(server: Server, boundary: str) -> None:
     content = form(part(nifti_bytes())).replace(BOUNDARY.encode(), boundary.encode())
     kind = f'multipart/form-data; charset=utf-8; Boundary="{boundary}"'
     answer = server.http.post(
@@ -170,7 +170,7 @@ WRONG: dict[str, tuple[str, bytes]] = {
     "a header without a colon": ("broken header", body(head="bad header")),
     "a long header": ("bytes of headers", body(head=f"X: {'x' * 17_000}")),
     "many blanks after a boundary": ("bytes of headers", body(first=LINE + " " * 17_000)),
-    "another boundary": ("nowhere in the body", body().replace(LINE.encode(), b"--other")),
+    "another boundary": ("does not occur in the body", body().replace(LINE.encode(), b"--other")),
     "no end": ("ends early", body(last="")),
     "base64": (
         "Content-Transfer-Encoding: base64",
@@ -203,7 +203,7 @@ def test_a_form_that_is_broken_is_refused_with_its_cause(
         ([], "no fields"),
     ],
 )
-def test_a_form_without_a_file_is_told_what_it_has_instead(
+def test_the_refusal_of_a_form_without_a_file_says_what_it_has_instead(
     server: Server, path: str, parts: list[bytes], reason: str
 ) -> None:
     detail = refused(

@@ -61,8 +61,8 @@ def test_the_axes_point_where_they_are_asked_to(codes: str) -> None:
 
 
 @pytest.mark.parametrize("codes", ["RAX", "RLS", "RA", "RASS", ""])
-def test_an_orientation_that_is_none_is_refused(codes: str) -> None:
-    with pytest.raises(ValueError, match="is no orientation"):
+def test_an_invalid_orientation_is_refused(codes: str) -> None:
+    with pytest.raises(ValueError, match="is not an orientation"):
         make_phantom(0, orientation=codes)
 
 
@@ -175,7 +175,7 @@ def test_the_command_writes_the_phantoms_that_it_is_asked_for(tmp_path: Path) ->
     np.testing.assert_allclose(volume.affine, expected.volume.affine, atol=1e-4)
 
 
-def test_the_command_draws_the_grid_by_seed_where_none_is_given(tmp_path: Path) -> None:
+def test_the_command_draws_the_grid_by_seed_if_none_is_given(tmp_path: Path) -> None:
     phantoms.main([str(tmp_path), "--seed", "1", "--no-spleen"])
 
     (spacing, codes) = phantoms.random_grid(1)

@@ -109,7 +109,7 @@ def test_an_sform_that_cannot_be_used_gives_way_to_the_qform_as_by_hand(
 @pytest.mark.real
 @pytest.mark.parametrize(("version", "order"), [(1, "<"), (1, ">"), (2, "<"), (2, ">")])
 @pytest.mark.parametrize("what", OTHER_PIXDIMS)
-def test_an_sform_of_another_spacing_is_believed_where_no_qform_counts(
+def test_an_sform_of_another_spacing_is_used_if_no_qform_counts(
     tmp_path: Path, what: str, version: int, order: Order
 ) -> None:
     affine, fields = OTHER_PIXDIMS[what]
@@ -146,12 +146,12 @@ def test_a_spacing_that_cannot_be_used_gives_way_to_that_of_the_sform(
 
 @pytest.mark.real
 @pytest.mark.parametrize("axes", [3, 4])
-def test_where_both_count_and_differ_the_plugin_gets_what_it_takes_by_hand(
+def test_if_both_count_and_differ_the_plugin_gets_what_it_uses_by_hand(
     tmp_path: Path, axes: int
 ) -> None:
     data = ct() if axes == 3 else ct()[..., np.newaxis]
     whole = nifti(data, TILTED, pixdim=spaced(0.8, 0.9, 2.5))
-    facts, copy = taken(tmp_path, whole, "by the qform" if axes == 3 else "placed by the sform")
+    facts, copy = taken(tmp_path, whole, "uses the qform" if axes == 3 else "placed by the sform")
     by_hand = loaded(put(tmp_path / "by-hand.nii.gz", whole))
     assert np.allclose(loaded(copy), by_hand, atol=1e-6)
     assert np.allclose(facts.affine, TILTED, atol=1e-5)

@@ -114,7 +114,7 @@ def test_the_patients_left_is_on_the_right_and_up_is_anterior_or_superior(tmp_pa
         assert (box[1] + box[3]) / 2 == pytest.approx(top + down * high, abs=4)
 
 
-def test_a_millimetre_is_as_long_in_every_direction(tmp_path: Path) -> None:
+def test_a_millimetre_is_equally_long_in_every_direction(tmp_path: Path) -> None:
     shape = (100, 50, 25)
     affine = np.diag([1.0, 2.0, 4.0, 1.0])
     labels = np.zeros(shape, "uint8")

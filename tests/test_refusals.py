@@ -51,7 +51,9 @@ HOSTILE_IDS = [
 
 @pytest.mark.parametrize("path", [INFER, MODELPTH])
 @pytest.mark.parametrize("model_id", HOSTILE_IDS, ids=lambda text: repr(text[:12]))
-def test_what_could_be_no_folder_is_no_model_id(server: Server, path: str, model_id: str) -> None:
+def test_what_could_not_be_a_folder_is_not_a_model_id(
+    server: Server, path: str, model_id: str
+) -> None:
     around = set(server.workspace.parent.iterdir()) | set(server.workspace.iterdir())
 
     refused(
@@ -68,7 +70,7 @@ def test_what_could_be_no_folder_is_no_model_id(server: Server, path: str, model
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 @pytest.mark.parametrize("model_id", ["..", "%2e%2e", "a%00b", "a" * 10_000, "%20", "-x"])
-def test_a_hostile_model_in_the_path_is_no_model(
+def test_a_hostile_model_in_the_path_is_not_a_model(
     server: Server, method: str, model_id: str
 ) -> None:
     with Wire(server.url) as wire:  # a library would tidy the path up
@@ -80,7 +82,7 @@ def test_a_hostile_model_in_the_path_is_no_model(
 
 
 @pytest.mark.parametrize("path", [INFER, MODELPTH])
-def test_no_model_id_at_all_is_told_apart(server: Server, path: str) -> None:
+def test_a_missing_model_id_has_a_code_of_its_own(server: Server, path: str) -> None:
     answer = server.http.post(path, files={"file": b"x"})
     check(answer, 422, "missing-model-id", server)
 
@@ -106,7 +108,7 @@ def test_a_resultant_that_there_is_not_is_an_invalid_parameter(
 
 
 @pytest.mark.parametrize("key", ["", '""', "k" * 256])
-def test_an_idempotency_key_that_is_none_is_an_invalid_parameter(server: Server, key: str) -> None:
+def test_an_invalid_idempotency_key_is_an_invalid_parameter(server: Server, key: str) -> None:
     refused(
         server,
         422,
@@ -165,7 +167,7 @@ def test_a_broken_form_is_an_invalid_parameter(server: Server, body: bytes) -> N
     refused(server, 422, "invalid-parameter", content=body, headers={"Content-Type": FORM})
 
 
-def test_a_boundary_longer_than_the_rfc_lets_it_be_is_an_invalid_parameter(server: Server) -> None:
+def test_a_boundary_longer_than_the_rfc_allows_is_an_invalid_parameter(server: Server) -> None:
     kind = {"Content-Type": f"multipart/form-data; boundary={'a' * 300}"}
     refused(server, 422, "invalid-parameter", content=b"x", headers=kind)
 
@@ -214,7 +216,7 @@ def test_logits_of_too_few_slices_are_refused_before_the_run(server: Server) -> 
     assert "20 slices" in detail
 
 
-def test_a_file_that_is_no_model_is_refused_and_not_stored(server: Server) -> None:
+def test_a_file_that_is_not_a_model_is_refused_and_not_stored(server: Server) -> None:
     refused(
         server,
         422,
@@ -226,7 +228,7 @@ def test_a_file_that_is_no_model_is_refused_and_not_stored(server: Server) -> No
     )
 
 
-def test_the_volume_of_the_tests_is_one_that_is_taken(strict_server: Server) -> None:
+def test_the_volume_of_the_tests_is_accepted(strict_server: Server) -> None:
     """Else the refusals above could be for another reason."""
     answer = strict_server.infer(gzip.compress(WHOLE))
 

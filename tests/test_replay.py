@@ -87,7 +87,7 @@ def test_a_server_may_run_meanwhile_and_loses_nothing(server: Server, tmp_path: 
     assert server.job(folder.name)["state"] == "succeeded"
 
 
-def test_other_voxels_are_told_with_how_many_and_which_versions(folder: Path) -> None:
+def test_different_voxels_are_reported_with_their_number_and_the_versions(folder: Path) -> None:
     volume = folder / "input" / "imagesTs" / "input.nii.gz"
     image = image_of(volume.read_bytes())
     voxels = np.array(image.dataobj)
@@ -106,7 +106,7 @@ def test_other_voxels_are_told_with_how_many_and_which_versions(folder: Path) ->
     assert Path(told["rerun"]).is_dir()
 
 
-def test_weights_that_were_exchanged_are_told(folder: Path) -> None:
+def test_weights_that_were_exchanged_are_reported(folder: Path) -> None:
     (folder / "input" / "model.pth").write_bytes(b"others")
     alter(folder, lambda record: record["segmentation"].update(voxels_sha256="0" * 64))
     told = pfms("replay", folder, cwd=folder.parent, code=1).stdout
@@ -132,7 +132,7 @@ def test_a_rerun_that_fails_is_1_with_its_cause(folder: Path) -> None:
     [
         (lambda folder: shutil.rmtree(folder / "input"), "input.nii.gz"),
         (lambda folder: (folder / "command.sh").unlink(), "command.sh"),
-        (lambda folder: (folder / "job.json").unlink(), "no job's folder"),
+        (lambda folder: (folder / "job.json").unlink(), "not a job's folder"),
         (lambda folder: (folder / "job.json").write_text("{"), "damaged"),
         (lambda folder: alter(folder, lambda job: job.update(segmentation=None)), "no result"),
     ],

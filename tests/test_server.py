@@ -189,7 +189,7 @@ def test_a_stop_ends_the_run_tells_its_client_and_leaves_the_job_for_the_next_se
     assert "ignoring" not in log_of(following, job_id)
 
 
-def test_a_stop_lets_what_runs_come_to_its_end_and_takes_nothing_new(
+def test_a_stop_lets_runs_finish_and_accepts_nothing_new(
     start_server: StartServer,
 ) -> None:
     server = start_server("staged.py", drain_seconds=60)
@@ -228,7 +228,7 @@ def test_a_second_signal_ends_the_patience_of_a_stop(start_server: StartServer) 
     assert find_marked(JOB_MARK, job_id) == []
 
 
-def test_clients_who_wait_in_the_queue_are_told_at_once_that_the_server_stops(
+def test_clients_waiting_in_the_queue_learn_at_once_that_the_server_stops(
     start_server: StartServer,
 ) -> None:
     server = start_server("hangs.py", drain_seconds=1000, grace_seconds=0.2)

@@ -124,12 +124,12 @@ def test_a_wrong_value_is_named_with_what_is_wrong_in_one_line(
     assert "\n" not in caught.value.line
 
 
-def test_a_name_in_the_file_that_is_no_setting_is_refused_as_it_stands_there(
+def test_an_unknown_name_in_the_file_is_refused_as_it_is_written(
     tmp_path: Path,
 ) -> None:
     for name in ("PFMS_PROT", "PROT"):
         (tmp_path / "config.env").write_text(f"{name}=1\n")
-        with pytest.raises(StartError, match=rf" {name}, which is no setting"):
+        with pytest.raises(StartError, match=rf" {name}, which is not a setting"):
             load_settings()
 
 

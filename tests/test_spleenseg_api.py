@@ -40,7 +40,7 @@ def test_a_volume_comes_back_as_labels_in_its_own_grid(server: Server, slash: st
     np.testing.assert_array_equal(labels.affine, sent.affine)
 
 
-def test_a_plain_nii_is_told_by_its_bytes_whatever_it_is_called(server: Server) -> None:
+def test_a_plain_nii_is_recognised_by_its_bytes_whatever_its_name(server: Server) -> None:
     plain = nifti_bytes(seed=2, gzipped=False)
 
     answer = server.http.post(
@@ -75,13 +75,13 @@ def test_logits_are_the_plugins_output_of_a_run_that_makes_them(server: Server) 
     assert "--logTransformVols" in (job / "command.sh").read_text()
 
 
-def test_labels_are_asked_for_without_the_volumes_of_the_logits(server: Server) -> None:
+def test_runs_for_labels_do_not_write_the_logits(server: Server) -> None:
     job = server.job(server.infer(params={"resultant": "labels"}).headers["x-pfms-job"])
 
     assert "--logTransformVols" not in job["command"]
 
 
-def test_a_volume_that_is_no_ct_runs_with_a_warning(server: Server) -> None:
+def test_a_volume_that_is_not_a_ct_runs_with_a_warning(server: Server) -> None:
     voxels = np.ones((24, 20, 24), np.int16)
     answer = server.infer(nib.Nifti1Image(voxels, np.eye(4)).to_bytes())
 
@@ -92,7 +92,7 @@ def test_a_volume_that_is_no_ct_runs_with_a_warning(server: Server) -> None:
     ]
 
 
-def test_a_body_in_chunks_of_unknown_length_is_taken(server: Server) -> None:
+def test_a_body_in_chunks_of_unknown_length_is_accepted(server: Server) -> None:
     volume = nifti_bytes(seed=3)
     body = form(part(volume))
 

@@ -71,10 +71,10 @@ def test_config_env_in_the_working_directory_is_read_and_its_slips_are_named(
     assert "PFMS_QUEUE_LIMIT='many'" in refused(cwd=tmp_path)
 
     (tmp_path / "config.env").write_text("PFMS_QUEUE_LIMITS=5\n")
-    assert "PFMS_QUEUE_LIMITS, which is no setting" in refused(cwd=tmp_path)
+    assert "PFMS_QUEUE_LIMITS, which is not a setting" in refused(cwd=tmp_path)
 
 
-def test_a_port_that_is_taken_is_said_with_a_way_out(workspace: Path) -> None:
+def test_a_port_that_is_taken_is_reported_with_a_remedy(workspace: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         line = refused("--port", str(port), workspace=workspace)

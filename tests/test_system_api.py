@@ -166,7 +166,7 @@ def test_a_kept_device_that_has_vanished_is_warned_of_and_forgotten(
 
 
 @pytest.mark.parametrize("state", ["{", "[]", '{"devices": ""}'])
-def test_a_damaged_state_is_no_reason_not_to_start(
+def test_a_damaged_state_does_not_prevent_a_start(
     start_server: StartServer, tmp_path: Path, state: str
 ) -> None:
     (tmp_path / "workspace").mkdir()

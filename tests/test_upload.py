@@ -96,7 +96,7 @@ async def test_an_upload_that_was_moved_away_stays_where_it_was_moved(tmp_path: 
     assert left_in(tmp_path) == ["kept"]
 
 
-async def test_a_full_disk_is_told_while_the_upload_comes_and_leaves_nothing(
+async def test_a_full_disk_is_reported_during_the_upload_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "upload").symlink_to("/dev/full")

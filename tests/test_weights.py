@@ -175,7 +175,7 @@ def test_the_same_numbers_in_another_form_are_stored_as_the_same_bytes(
 
 @pytest.mark.real
 @pytest.mark.parametrize(("name", "words"), REFUSED)
-def test_what_is_no_state_dict_of_the_network_is_refused_with_the_first_difference(
+def test_what_is_not_a_state_dict_of_the_network_is_refused_with_the_first_difference(
     name: str, words: str, uploads: Path, judge: Judge, tmp_path: Path
 ) -> None:
     verdict = judge(uploads / f"{name}.pth")
@@ -188,7 +188,7 @@ def test_what_is_no_state_dict_of_the_network_is_refused_with_the_first_differen
 
 
 @pytest.mark.real
-def test_a_full_disk_is_told_apart_from_a_bad_file(uploads: Path) -> None:
+def test_a_full_disk_is_distinguished_from_a_bad_file(uploads: Path) -> None:
     verdict = judge_into(uploads / "plain.pth", Path("/dev/full"))
 
     assert (verdict["ok"], verdict["code"]) == (False, "disk-full")
@@ -222,7 +222,7 @@ FOREIGN: list[tuple[str, Callable[[Path], bytes], str]] = [
 
 
 @pytest.mark.parametrize(("what", "make", "words"), FOREIGN, ids=[row[0] for row in FOREIGN])
-def test_what_its_bytes_tell_to_be_something_else_is_refused_without_torch(
+def test_what_its_bytes_show_to_be_something_else_is_refused_without_torch(
     what: str, make: Callable[[Path], bytes], words: str, tmp_path: Path
 ) -> None:
     upload = tmp_path / "upload"

@@ -120,7 +120,7 @@ for length in (
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_what_is_no_http_is_answered_by_a_problem(server: Server, content: bytes) -> None:
+def test_what_is_not_http_gets_a_problem_document(server: Server, content: bytes) -> None:
     before = jobs_and_uploads(server)
     with Wire(server.url) as wire:
         with suppress(OSError):  # where it has been refused already
@@ -147,7 +147,7 @@ def test_a_length_of_nineteen_digits_is_too_large(server: Server) -> None:
         is_problem(wire.answer(), 413, "too-large")
 
 
-def test_bytes_above_0x7f_in_a_header_are_no_fault_of_the_service(server: Server) -> None:
+def test_bytes_above_0x7f_in_a_header_never_cause_an_internal_error(server: Server) -> None:
     names = ("Idempotency-Key", "Prefer", "Origin", "Content-Type", "Range", "Accept", "User-Agent")
     for name in (*names, "Content-Encoding", "Expect", "Connection", "Referer", "If-None-Match"):
         for value in (b"\xe4\xff", b"\xc3\xa4\x80; q=\xb2"):
@@ -208,7 +208,7 @@ def test_a_coding_of_the_body_is_refused_before_it_comes(
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", ""])
-def test_identity_is_no_coding(server: Server, coding: str) -> None:
+def test_identity_is_not_a_coding(server: Server, coding: str) -> None:
     with Wire(server.url) as wire:
         wire.send(request({"Content-Encoding": coding}))
         assert wire.answer().status == 200
@@ -225,13 +225,15 @@ def test_identity_is_no_coding(server: Server, coding: str) -> None:
         ("", "no Content-Type"),
     ],
 )
-def test_a_body_that_is_no_form_is_told_what_it_is(server: Server, kind: str, reason: str) -> None:
+def test_the_refusal_of_a_body_that_is_not_a_form_says_what_it_is(
+    server: Server, kind: str, reason: str
+) -> None:
     with Wire(server.url) as wire:
         wire.head("POST", TARGET, Content_Type=kind, Content_Length=100_000)
         assert reason in is_problem(wire.answer(), 422, "missing-file")["detail"]
 
 
-def test_a_request_without_a_body_is_told_so(server: Server) -> None:
+def test_the_refusal_of_a_request_without_a_body_says_so(server: Server) -> None:
     with Wire(server.url) as wire:
         wire.head("POST", TARGET)
         assert "no body" in is_problem(wire.answer(), 422, "missing-file")["detail"]

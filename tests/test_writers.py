@@ -78,7 +78,7 @@ WRITERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("packed", [True, False], ids=["gz", "plain"])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_what_a_usual_program_writes_is_taken_as_it_is(
+def test_what_common_programs_write_is_accepted_unchanged(
     tmp_path: Path, writer: str, packed: bool
 ) -> None:
     affine, fields = WRITERS[writer][0], dict(WRITERS[writer][1])

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 SUPPORTED = ((3, 11), (3, 12))
-# Beside the interpreter: which index torch came from, so that later installs stay with it.
+# A file in the environment: which index torch came from, so that later installs stay with it.
 TORCH_INDEX_NOTE = ".torch-index"
 
 
@@ -27,7 +27,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """Make the environment, then put in torch, the plugin without its extras, and pfms."""
+    """Make the environment, then install torch, the plugin without its extras, and pfms."""
     options = arguments().parse_args()
     if sys.version_info[:2] not in SUPPORTED:
         version = ".".join(str(n) for n in sys.version_info[:3])
@@ -49,14 +49,14 @@ def main() -> int:
         pip_install(python, "torch", index=index)
         note.write_text(index)
         say("installing the plugin, pfms and their libraries ...")
-        # Its metadata asks for mlflow, clearml, transformers ...: nothing that it imports.
+        # Its metadata requires mlflow, clearml, transformers ...: nothing that it imports.
         pip_install(python, "--no-deps", "spleenseg")
-        # ... and pip would list all of that as missing.
+        # ... and pip would warn that all of that is missing.
         pip_install(python, "--no-warn-conflicts", "--editable", f"{ROOT}[{options.extras}]")
     except subprocess.CalledProcessError as error:
         return failed(
             f"failed (exit {error.returncode}): the message is above. "
-            "Mend that and run the same command again; what is there is kept.",
+            "Fix that and run the same command again; what is installed is kept.",
             1,
         )
     say(f"ready: {venv}")
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def has_pip(python: Path) -> bool:
-    """False too where an earlier try was broken off, or the Python that made it is gone."""
+    """Also False if an earlier try was interrupted, or the Python that made it is gone."""
     try:
         return subprocess.run([python, "-c", "import pip"], capture_output=True).returncode == 0
     except OSError:
@@ -72,7 +72,7 @@ def has_pip(python: Path) -> bool:
 
 
 def create(venv: Path, python: Path) -> None:
-    """A new environment with pip in it, whatever was there."""
+    """Make a new environment with pip in it, whatever was there."""
     make = [sys.executable, "-m", "venv", "--clear", str(venv)]
     if importlib.util.find_spec("ensurepip"):
         subprocess.run(make, check=True)
@@ -84,8 +84,8 @@ def create(venv: Path, python: Path) -> None:
 
 def pip_install(python: Path, *what: str, index: str = "") -> None:
     """Run the environment's pip, held to the pinned versions."""
-    # By environment, so that the build environment of pfms itself is held to them too; as a URL,
-    # since pip splits the variable at spaces.
+    # By environment variable, so that they also apply to the build environment of pfms itself; as
+    # URLs, because pip splits the variable at spaces.
     env = {
         **os.environ,
         "PIP_CONSTRAINT": CONSTRAINTS.as_uri(),
@@ -99,12 +99,12 @@ def pip_install(python: Path, *what: str, index: str = "") -> None:
 
 
 def say(line: str) -> None:
-    """Print it before what pip prints."""
+    """Print a line, ahead of pip's output."""
     print(line, flush=True)
 
 
 def failed(line: str, code: int) -> int:
-    """Say why, and hand back the exit code."""
+    """Say why, and return the exit code."""
     print(line, file=sys.stderr)
     return code
 

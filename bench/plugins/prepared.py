@@ -1,4 +1,4 @@
-"""What it writes is prepared: the file that its `model.pth` names. Says how long it took."""
+"""Writes a prepared output: the file that its `model.pth` names. Prints how long it took."""
 # ruff: noqa: PTH103, PTH118, PTH123
 
 import time

@@ -1,4 +1,4 @@
-"""A run of about fifteen seconds that says its stages as the plugin does; an empty mask."""
+"""A run of about fifteen seconds that prints its stages as the plugin does; an empty mask."""
 
 import runpy
 import time

@@ -92,13 +92,13 @@ public class Pfms {
             String type = answer.headers().firstValue("Content-Type").orElse("");
             System.err.println(type.equals("application/problem+json")
                 ? field(answer, "detail") + " " + field(answer, "remedy")
-                : "status " + answer.statusCode()); // from a proxy, say
+                : "status " + answer.statusCode()); // for example from a proxy
             System.exit(1);
         }
         return answer;
     }
 
-    // Java has no JSON of its own; in a project, let Jackson or Gson read it.
+    // Java has no JSON parser of its own; in a project, use Jackson or Gson.
     static String field(HttpResponse<byte[]> answer, String name) {
         String pattern = "\"" + name + "\":\\s*\"((?:[^\"\\\\]|\\\\.)*)\"";
         Matcher match = Pattern.compile(pattern).matcher(new String(answer.body(), UTF_8));

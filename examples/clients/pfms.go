@@ -87,7 +87,7 @@ func call(request *http.Request) *http.Response {
 			problem := fields(answer)
 			log.Fatal(problem["detail"], " ", problem["remedy"])
 		}
-		log.Fatal(answer.Status) // from a proxy, say
+		log.Fatal(answer.Status) // for example from a proxy
 	}
 	return answer
 }

@@ -4,7 +4,7 @@
 //   node pfms.mjs SERVER infer  MODEL VOLUME OUTPUT        waits for the segmentation
 //   node pfms.mjs SERVER submit MODEL VOLUME OUTPUT KEY    asks for it until it is there
 //
-// Node's fetch gives up after 5 minutes without an answer: submit what may take longer.
+// Node's fetch gives up after 5 minutes without an answer: use submit for longer runs.
 
 import { readFile, writeFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -47,7 +47,7 @@ async function call(url, options) {
     const { detail, remedy } = await answer.json();
     throw new Error(`${detail} ${remedy}`);
   }
-  throw new Error(`${answer.status} ${answer.statusText}`); // from a proxy, say
+  throw new Error(`${answer.status} ${answer.statusText}`); // for example from a proxy
 }
 
 const words = process.argv.slice(2);

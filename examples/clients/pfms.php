@@ -26,7 +26,7 @@ function call(string $url, array $options = []): array
     $status = curl_getinfo($curl, CURLINFO_RESPONSE_CODE);
     if ($status >= 400) {
         if (($headers['content-type'] ?? '') !== 'application/problem+json') {
-            fail("status $status"); // from a proxy, say
+            fail("status $status"); // for example from a proxy
         }
         $problem = json_decode($body, true);
         fail("$problem[detail] $problem[remedy]");
@@ -61,7 +61,7 @@ if ($command === 'upload') {
 }
 echo "job {$headers['x-pfms-job']}\n";
 if ($status === 202) {
-    // Location is a path; SERVER may itself have one, which it then includes.
+    // Location is a path from the root; it includes the path of SERVER, if there is one.
     $job = preg_replace('#^(\w+://[^/]+).*#', '$1', $server) . $headers['location'];
     while (in_array(json_decode(call($job)[2])->state, ['queued', 'running'], true)) {
         sleep(1);

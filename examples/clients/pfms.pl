@@ -48,7 +48,7 @@ close $target or die "$output: $!\n";
 sub call {
     my $answer = $agent->request(shift);
     return $answer if $answer->is_success;
-    my $message = $answer->status_line;    # from a proxy, say
+    my $message = $answer->status_line;    # for example from a proxy
     if ($answer->content_type eq 'application/problem+json') {
         my $problem = decode_json($answer->content);
         $message = "$problem->{detail} $problem->{remedy}";

@@ -18,7 +18,7 @@ api=$server/api/v1/spleenseg
 scratch=$(mktemp -d)
 trap 'rm -r "$scratch"' EXIT
 
-# Calls with curl's arguments. The answer is in $scratch, or what is wrong is said and all ends.
+# Make a call with curl's arguments. Leaves the answer in $scratch, or prints the error and exits.
 call() {
     : >"$scratch/body"
     curl --silent --show-error --fail-with-body \
@@ -27,7 +27,7 @@ call() {
     exit 1
 }
 
-# A text in the JSON of the answer. Where there is jq, `jq -r .NAME` is the better way.
+# A string in the JSON of the answer. If you have jq, `jq -r .NAME` is better.
 text() {
     sed -nE 's/.*"'"$1"'": *"(([^"\\]|\\.)*)".*/\1/p' "$scratch/body" | sed -E 's/\\(.)/\1/g'
 }
@@ -53,7 +53,7 @@ submit)
 esac
 echo "job $(header X-Pfms-Job)"
 location=$(header Location)
-if [ -n "$location" ]; then # status 202: it is not done yet
+if [ -n "$location" ]; then # status 202: the job has not ended yet
     job=$(echo "$server" | sed -E 's|^([a-z]+://[^/]+).*|\1|')$location
     call "$job"
     while [ "$(text state)" = queued ] || [ "$(text state)" = running ]; do

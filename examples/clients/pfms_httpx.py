@@ -48,13 +48,13 @@ def result_of(job: str, client: httpx.Client) -> httpx.Response:
 
 
 def checked(answer: httpx.Response) -> httpx.Response:
-    """The answer, or the end of the program with what is wrong and what to do."""
+    """Return the answer, or exit with what is wrong and what to do about it."""
     if answer.is_success:
         return answer
     if answer.headers["Content-Type"] == "application/problem+json":
         problem = answer.json()
         sys.exit(f"{problem['detail']} {problem['remedy']}")
-    sys.exit(f"{answer.status_code} {answer.reason_phrase}")  # from a proxy, say
+    sys.exit(f"{answer.status_code} {answer.reason_phrase}")  # for example from a proxy
 
 
 if __name__ == "__main__":

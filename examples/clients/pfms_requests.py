@@ -47,13 +47,13 @@ def result_of(job: str) -> requests.Response:
 
 
 def checked(answer: requests.Response) -> requests.Response:
-    """The answer, or the end of the program with what is wrong and what to do."""
+    """Return the answer, or exit with what is wrong and what to do about it."""
     if answer.ok:
         return answer
     if answer.headers["Content-Type"] == "application/problem+json":
         problem = answer.json()
         sys.exit(f"{problem['detail']} {problem['remedy']}")
-    sys.exit(f"{answer.status_code} {answer.reason}")  # from a proxy, say
+    sys.exit(f"{answer.status_code} {answer.reason}")  # for example from a proxy
 
 
 if __name__ == "__main__":

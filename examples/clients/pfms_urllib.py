@@ -1,4 +1,4 @@
-"""Segment a CT with pfms, from Python with nothing but its standard library.
+"""Segment a CT with pfms, from Python with only its standard library.
 
 Usage:
     pfms_urllib.py SERVER upload MODEL WEIGHTS
@@ -52,12 +52,12 @@ def result_of(job: str) -> HTTPResponse:
 
 
 def call(request: Request) -> HTTPResponse:
-    """The answer, or the end of the program with what is wrong and what to do."""
+    """Return the answer, or exit with what is wrong and what to do about it."""
     try:
         answer: HTTPResponse = urlopen(request)
     except HTTPError as error:
         if error.headers["Content-Type"] != "application/problem+json":
-            sys.exit(str(error))  # from a proxy, say
+            sys.exit(str(error))  # for example from a proxy
         problem = json.load(error)
         sys.exit(f"{problem['detail']} {problem['remedy']}")
     return answer

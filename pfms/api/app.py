@@ -23,7 +23,7 @@ Every refusal is `application/problem+json` with a `code` to test for and a `rem
 
 
 class _App(FastAPI):
-    """FastAPI, whose document also describes the problems that routes only refer to."""
+    """FastAPI, whose OpenAPI document also describes the problem body that routes refer to."""
 
     def openapi(self) -> dict[str, object]:
         """The OpenAPI document."""
@@ -35,7 +35,7 @@ class _App(FastAPI):
                 routes=self.routes,
             )
             for call in (call for calls in document["paths"].values() for call in calls.values()):
-                # FastAPI's own guess, where a route has parameters and says of no refusal of them.
+                # FastAPI adds this wherever a route has parameters and documents no 422 of its own.
                 if "HTTPValidationError" in str(call["responses"].get("422")):
                     del call["responses"]["422"]
             schemas = document["components"]["schemas"]
@@ -50,11 +50,11 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
     """Build the service and its HTTP face.
 
     Args:
-        settings: Read by the caller.
-        executor: Instead of the one that the settings name.
+        settings: What the operator has set.
+        executor: Used instead of the one that the settings name.
 
     Raises:
-        StartError: The plugin's command or a device is not there, or the workspace not writable.
+        StartError: The plugin's command or a device is not there, or the workspace cannot be made.
     """
     command = resolve_command(settings.plugin_command)
     service = Service(settings, command, executor or make_executor(settings, command))
@@ -73,7 +73,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
-        docs_url=None,  # pages.py has one that needs no other host
+        docs_url=None,  # pages.py serves its own, which needs no other host
         redoc_url=None,
         responses=problems.responses(),
         generate_unique_id_function=lambda route: route.name,  # the operationId

@@ -8,7 +8,7 @@ from fastapi import Path as InPath
 from pfms.jobs.job import JOB_ID, Job
 from pfms.service import Service
 
-# Shown, not enforced: what could be no ID is a job that there is not.
+# Shown, not enforced: a malformed ID is a job that does not exist, 404 like any other.
 JobID = Annotated[
     str,
     InPath(
@@ -24,16 +24,16 @@ HEADERS = {
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "of the job"}}
 
 
-async def _service(request: Request) -> Service:  # a plain one would go through a thread
+async def _service(request: Request) -> Service:  # a plain function would run in a thread
     service: Service = request.app.state.service
     return service
 
 
-Uses = Annotated[Service, Depends(_service)]
+ServiceDep = Annotated[Service, Depends(_service)]
 
 
 def job_headers(job: Job) -> dict[str, str]:
-    """What every answer to an accepted run carries."""
+    """The headers of every response about an accepted run."""
     headers = {"X-Pfms-Job": job.id}
     if job.warnings:
         headers["X-Pfms-Warning"] = "; ".join(job.warnings).encode("ascii", "replace").decode()

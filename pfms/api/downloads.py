@@ -1,4 +1,4 @@
-"""Files in answers: opened before, streamed with ETag and ranges."""
+"""Files in responses: opened first, then streamed with ETag and ranges."""
 
 import os
 import re
@@ -15,16 +15,14 @@ from pfms.plugin.types import Resultant
 
 NIFTI = "application/octet-stream"
 
-
-_RANGE = re.compile(
-    rb"bytes=(?=.*\d)(\d{0,18})-(\d{0,18})"
-)  # one range; several are of no use to a NIfTI
+# One range: nobody needs several of a NIfTI.
+_RANGE = re.compile(rb"bytes=(?=.*\d)(\d{0,18})-(\d{0,18})")
 
 
 class OpenedFileResponse(FileResponse):
     """An opened file, streamed, with ETag and ranges.
 
-    It is sent whole even if its name is removed meanwhile: the opened file is what is read.
+    It is sent whole even if it is deleted meanwhile, since it is already open.
     """
 
     def __init__(
@@ -45,11 +43,11 @@ class OpenedFileResponse(FileResponse):
         self._file = file
 
     def close(self) -> None:
-        """Let go of the file without sending it."""
+        """Close the file without sending it."""
         self._file.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; a Range that makes no sense is passed over, as RFC 9110 lets a server do."""
+        """Send it; a Range that makes no sense is ignored, as RFC 9110 allows."""
         with self._file:
             await super().__call__(_sensible_range(scope), receive, send)
 
@@ -66,7 +64,7 @@ async def resultant_file(archive: Archive, job: Job, resultant: Resultant) -> Op
     """The NIfTI of a job that has succeeded.
 
     Raises:
-        PfmsError: There is none, as `Archive.resultant` says.
+        PfmsError: There is none; `Archive.resultant` lists the causes.
     """
     file = await archive.resultant(job.id, resultant)
     # It never changes once it is there, so its name is as good as its hash.

@@ -1,4 +1,4 @@
-"""The jobs: what is known of them, what came out, and how to end, remove and repeat them."""
+"""Jobs: their state and results, and how to cancel, remove and rerun them."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from pfms import errors
-from pfms.api.common import HEADERS, LOCATION, JobID, Uses, job_headers, job_location
+from pfms.api.common import HEADERS, LOCATION, JobID, ServiceDep, job_headers, job_location
 from pfms.api.downloads import NIFTI, OpenedFileResponse, resultant_file
 from pfms.api.problems import responses
 from pfms.api.refusals import QUEUE, RESULT
@@ -30,13 +30,13 @@ _EVENT_ID = re.compile("[0-9]{1,18}")
 
 @router.get("", responses=responses(errors.InvalidParameter))
 async def list_jobs(
-    service: Uses,
+    service: ServiceDep,
     state: State | None = None,
     modelID: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> JobPage:
-    """The jobs, the newest first, in pages."""
+    """The jobs, newest first, in pages."""
     found, following = await service.archive.page(
         limit=limit, cursor=cursor, state=state, model_id=modelID
     )
@@ -44,8 +44,8 @@ async def list_jobs(
 
 
 @router.get("/{job_id}", responses=responses(errors.JobNotFound))
-async def show_job(service: Uses, job_id: JobID, response: Response) -> JobView:
-    """All that is known of a job."""
+async def show_job(service: ServiceDep, job_id: JobID, response: Response) -> JobView:
+    """Everything that is known about a job."""
     status = await service.archive.status(job_id)
     response.headers.update(job_headers(status.job))
     return JobView.of(status)
@@ -56,14 +56,14 @@ async def show_job(service: Uses, job_id: JobID, response: Response) -> JobView:
     response_class=Response,
     responses={
         200: {"description": "server-sent events", "content": {"text/event-stream": {}}},
-        204: {"description": "the job has ended and every event was seen"},
+        204: {"description": "the job has ended, and the client has seen every event"},
         **responses(errors.JobNotFound, errors.InvalidParameter),
     },
 )
 async def follow_job(
-    service: Uses, job_id: JobID, last_event_id: Annotated[str | None, Header()] = None
+    service: ServiceDep, job_id: JobID, last_event_id: Annotated[str | None, Header()] = None
 ) -> Response:
-    """Every change of state and progress; with `Last-Event-ID` those after it.
+    """Every change of state and progress; with `Last-Event-ID`, only later ones.
 
     The stream ends after the last event of a job that has ended.
     """
@@ -79,10 +79,10 @@ async def follow_job(
 
 async def _stream(service: Service, job_id: str, after: int) -> AsyncIterator[ServerSentEvent]:
     async for event in service.events(job_id, after):
-        yield _sent(event)
+        yield _server_sent(event)
 
 
-def _sent(event: Event) -> ServerSentEvent:
+def _server_sent(event: Event) -> ServerSentEvent:
     return ServerSentEvent(json.dumps(event.data), event=event.kind, id=str(event.n))
 
 
@@ -94,8 +94,8 @@ def _sent(event: Event) -> ServerSentEvent:
         **responses(errors.JobNotFound),
     },
 )
-async def show_log(service: Uses, job_id: JobID) -> Response:
-    """What the plugin has written so far."""
+async def show_log(service: ServiceDep, job_id: JobID) -> Response:
+    """What the plugin has printed so far."""
     job = await service.archive.job(job_id)
     file = await service.archive.log(job_id)
     if file is None:
@@ -119,18 +119,18 @@ async def show_log(service: Uses, job_id: JobID) -> Response:
             "headers": HEADERS,
         },
         206: {"description": "a range of it", "content": {NIFTI: {}}},
-        304: {"description": "it is what If-None-Match names"},
-        416: {"description": "the range lies outside it", "content": {"text/plain": {}}},
+        304: {"description": "the client already has it (If-None-Match)"},
+        416: {"description": "the range lies outside the file", "content": {"text/plain": {}}},
         **responses(errors.JobNotFound, *RESULT, errors.InvalidParameter),
     },
 )
 async def show_result(
-    service: Uses,
+    service: ServiceDep,
     job_id: JobID,
     resultant: Resultant = "labels",
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The NIfTI that came out, with ETag and ranges."""
+    """The resulting NIfTI, with ETag and ranges."""
     job = await service.archive.job(job_id)
     answer = await resultant_file(service.archive, job, resultant)
     etag = answer.headers["etag"]
@@ -149,7 +149,7 @@ async def show_result(
         **responses(errors.JobNotFound, *RESULT),
     },
 )
-async def show_preview(service: Uses, job_id: JobID) -> Response:
+async def show_preview(service: ServiceDep, job_id: JobID) -> Response:
     """Slices through the spleen with the labels drawn on them."""
     job = await service.archive.job(job_id)
     image = await service.archive.preview(job_id)
@@ -169,7 +169,7 @@ async def show_preview(service: Uses, job_id: JobID) -> Response:
         ),
     },
 )
-async def show_bundle(service: Uses, job_id: JobID, voxels: bool = False) -> Response:
+async def show_bundle(service: ServiceDep, job_id: JobID, voxels: bool = False) -> Response:
     """Command, record and log in a zip; with `voxels` also input, result and weights."""
     job = await service.archive.job(job_id)
     file = await service.archive.bundle(job_id, voxels=voxels)
@@ -186,12 +186,12 @@ async def show_bundle(service: Uses, job_id: JobID, voxels: bool = False) -> Res
     status_code=202,
     response_model=JobView,
     responses={
-        200: {"description": "it has ended already", "model": JobView},
+        200: {"description": "it had already ended", "model": JobView},
         **responses(errors.JobNotFound),
     },
 )
-async def cancel_job(service: Uses, job_id: JobID, response: Response) -> JobView:
-    """Ask for the end of a job. Its record stays."""
+async def cancel_job(service: ServiceDep, job_id: JobID, response: Response) -> JobView:
+    """Cancel a job. Its record stays."""
     before = await service.archive.job(job_id)
     if before.ended:
         response.status_code = 200
@@ -208,11 +208,11 @@ async def cancel_job(service: Uses, job_id: JobID, response: Response) -> JobVie
     responses=responses(errors.JobNotFound, errors.JobActive, errors.InvalidParameter),
 )
 async def remove_job(
-    service: Uses,
+    service: ServiceDep,
     job_id: JobID,
     purge: Annotated[Literal["voxels"] | None, Query(description="keep record and log")] = None,
 ) -> None:
-    """Remove an ended job; with `purge=voxels` only its volumes and weights."""
+    """Remove an ended job; with `purge=voxels`, only its volumes and weights."""
     if purge is None:
         await service.archive.remove(valid_job_id(job_id))
     else:
@@ -236,12 +236,12 @@ async def remove_job(
 )
 async def rerun_job(
     request: Request,
-    service: Uses,
+    service: ServiceDep,
     job_id: JobID,
     response: Response,
     resultant: Resultant | None = None,
 ) -> JobView:
-    """A new job with the same volume, the same weights and the same options."""
+    """Start a new job with the same volume, weights and options."""
     old = await service.archive.job(job_id)
     job = await service.intake.rerun(old, resultant)
     response.headers.update({**job_headers(job), "Location": job_location(request, job)})

@@ -1,4 +1,4 @@
-"""The field `file` of a multipart body, streamed to where it is kept: no second copy, no spool."""
+"""Streams the field `file` of a multipart body straight to its place, with no second copy."""
 
 import asyncio
 import re
@@ -12,8 +12,8 @@ from pfms.api.parts import Part, Splitter
 from pfms.errors import InvalidParameter, MissingFile, RequestTimeout, TooLarge, UnsupportedCoding
 from pfms.storage.upload import Upload, UploadWriter
 
-_OTHERS_LIMIT = 1 << 20  # bytes of headers and other fields that are read past
-_TEXT_LIMIT = 1024  # bytes up to which a field can be the text of a file's name
+_OTHERS_LIMIT = 1 << 20  # bytes of headers and other fields that are skipped
+_TEXT_LIMIT = 1024  # bytes; a longer field is not a file's name sent as text
 _AS_IT_IS = (b"", b"7bit", b"8bit", b"binary")
 
 OPENAPI_BODY: dict[str, Any] = {
@@ -33,28 +33,28 @@ OPENAPI_BODY: dict[str, Any] = {
 
 
 def check_body(request: Request, limit: int) -> bytes:
-    """What can be refused before the body is read; else its boundary.
+    """Refuse what can be refused before the body is read; return the form's boundary.
 
     Args:
-        request: Whose headers are looked at.
+        request: Only its headers are used.
         limit: The most bytes that the file may have.
 
     Raises:
         UnsupportedCoding: The whole body is compressed.
         MissingFile: The body is not a multipart form.
-        TooLarge: Content-Length alone says so.
+        TooLarge: Content-Length is already above the limit.
     """
     _check_codings(request)
     boundary = _boundary(request)
     length = announced_size(request)
     if length is not None and length > limit + _OTHERS_LIMIT:
-        raise TooLarge(f"The request has {length} bytes, and a file may have {limit}.")
+        raise TooLarge(f"The request has {length} bytes; a file may have {limit}.")
     return boundary
 
 
 def announced_size(request: Request) -> int | None:
-    """The bytes that a request announces, form and all; None where it does not say."""
-    # Its digits were checked where the request was parsed; leading zeros can be thousands.
+    """The size in bytes that a request announces, the form included; None if it does not."""
+    # The HTTP parser has checked the digits, but there can be thousands of leading zeros.
     length = request.headers.get("content-length", "").lstrip("0") or "0"
     if "content-length" not in request.headers or not re.fullmatch("[0-9]{1,20}", length):
         return None
@@ -94,13 +94,13 @@ def _boundary(request: Request) -> bytes:
 async def receive_file(
     request: Request, boundary: bytes, writer: UploadWriter, idle_seconds: float
 ) -> Upload:
-    """Stream the field `file` into `writer`. Nobody looks at its type or at its filename.
+    """Stream the field `file` into `writer`. Its type and its filename are ignored.
 
     Raises:
         MissingFile: The form has no such field, or no file in it.
         InvalidParameter: The form is broken, or has the field twice.
-        TooLarge: The file, or what is around it, is.
-        RequestTimeout: Nothing came for `idle_seconds`.
+        TooLarge: The file, or the rest of the form, is too large.
+        RequestTimeout: Nothing arrived for `idle_seconds`.
         starlette.requests.ClientDisconnect: The client went away.
     """
     form = _Form(boundary)
@@ -126,7 +126,7 @@ async def _chunks(request: Request, idle_seconds: float) -> AsyncIterator[bytes]
             return
         except TimeoutError:
             raise RequestTimeout(
-                f"Nothing came for {idle_seconds:g} seconds in the middle of the body."
+                f"Nothing arrived for {idle_seconds:g} seconds in the middle of the body."
             ) from None
         yield chunk
 
@@ -144,7 +144,7 @@ class _Form:
         self._received = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """What of the field is in this chunk of the body.
+        """The bytes of the field in this chunk of the body.
 
         Raises:
             InvalidParameter: The form is broken, or the file is encoded as text.
@@ -178,40 +178,40 @@ class _Form:
                 )
 
     def close(self) -> None:
-        """Say that the body is over.
+        """Check the form, now that the body has ended.
 
         Raises:
-            InvalidParameter: The form is not, or it has more than one file.
+            InvalidParameter: The form is incomplete, or it has more than one file.
             MissingFile: The form has no file.
         """
         if not self._splitter.ended:
-            raise self._unended()
+            raise self._incomplete()
         if "file" not in self._names:
             raise MissingFile(self._fields())
         if self._names.count("file") > 1:
             raise InvalidParameter(
-                "The form has the field 'file' more than once.", "Send one file a request."
+                "The form has the field 'file' more than once.", "Send one file per request."
             )
         if not self._size:
             raise MissingFile(
                 "The field 'file' is empty: it has 0 bytes.",
-                "Choose a file that has something in it, and send that.",
+                "Choose a file that is not empty.",
             )
         if text := self._text():
             raise MissingFile(
-                f"The field 'file' holds the text {text!r} in place of a file.",
+                f"The field 'file' holds the text {text!r} instead of a file.",
                 "Put an @ before the file's name (curl: -F file=@NAME).",
             )
 
-    def _unended(self) -> InvalidParameter:
+    def _incomplete(self) -> InvalidParameter:
         if not self._received:
             return InvalidParameter("The body is empty.", "Send the form with the file in it.")
         if not self._names:
             return InvalidParameter(
-                "The boundary that Content-Type names is nowhere in the body.",
+                "The boundary that Content-Type names does not occur in the body.",
                 "Do not set Content-Type yourself: let the HTTP library that makes the form do it.",
             )
-        return InvalidParameter("The multipart body ends early.", "Send it again, whole.")
+        return InvalidParameter("The multipart body ends early.", "Send the whole body again.")
 
     def _fields(self) -> str:
         if not self._names:
@@ -220,7 +220,7 @@ class _Form:
         return f"The form has no field 'file', only {names}{' …' if self._names[5:] else ''}."
 
     def _text(self) -> str | None:
-        """What stands in the field, if it is a word or a line and not sent as a file."""
+        """The text in the field, if it is a short line that was not sent as a file."""
         if self._named or self._size > _TEXT_LIMIT:
             return None
         try:

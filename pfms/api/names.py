@@ -1,9 +1,9 @@
-"""By which names the server may be called.
+"""The names by which the server may be called.
 
-A page of evil.example can let its own name lead to this machine (DNS rebinding). To the browser,
-answers are then of the page's own origin, and the page may read them. Such a request carries
-`Host: evil.example`, so names that are not the server's are refused. IP addresses and `localhost`
-do not come from an attacker's DNS, and always pass.
+A page of evil.example can make its own name resolve to this machine (DNS rebinding). The browser
+then takes the responses for ones of the page's own origin, and lets the page read them. Such a
+request carries `Host: evil.example`, so names that are not the server's are refused. IP addresses
+and `localhost` do not come from an attacker's DNS, and always pass.
 """
 
 import logging
@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pfms.api.problems import answer
+from pfms.api.problems import problem_response
 from pfms.errors import WrongHost
 from pfms.hosts import host_of, is_address
 from pfms.settings import Settings
@@ -26,7 +26,7 @@ _LOCAL = ("localhost", "*.localhost")  # RFC 6761: names that never reach DNS
 
 
 def names_of(settings: Settings) -> frozenset[str]:
-    """The names of the server; `*.example.org` stands for all below it, `*` for any."""
+    """The names of the server; `*.example.org` is any name below it, `*` any name at all."""
     if settings.hostnames:
         return frozenset((*_LOCAL, *settings.hostnames))
     host = settings.host.lower()
@@ -36,7 +36,7 @@ def names_of(settings: Settings) -> frozenset[str]:
         return frozenset(_LOCAL)
     if not ip_address(host).is_unspecified:
         return frozenset((*_LOCAL, *_names_of_machine()))
-    # Nobody can tell by which names others reach a container, or a machine with several networks.
+    # A container, or a machine on several networks, cannot know the names that others use for it.
     log.warning(
         "Listening on every interface without PFMS_HOSTNAMES: calls by any host name are answered, "
         "so a web page could read them by DNS rebinding."
@@ -61,7 +61,7 @@ class HostCheck:
             hosts = Headers(scope=scope).getlist("host")
             if len(hosts) > 1 or (hosts and not self._knows(hosts[0])):
                 error = WrongHost(f"The request is for the host {', '.join(hosts)[:200]!r}.")
-                await answer(error, Request(scope))(scope, receive, send)
+                await problem_response(error, Request(scope))(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

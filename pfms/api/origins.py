@@ -1,13 +1,13 @@
-"""Who may ask for a change: programs, our own pages, and the origins that the settings name.
+"""Who may change something: programs, our own pages, and the origins that the settings name.
 
-CORS alone keeps a page of another origin from reading an answer. It does not keep that page from
-sending what a form can send.
+CORS only keeps a page of another origin from reading a response. It does not keep that page from
+sending whatever a form can send.
 """
 
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 
-from pfms.api.common import Uses
+from pfms.api.common import ServiceDep
 from pfms.errors import Forbidden
 from pfms.hosts import normal_origin
 
@@ -20,8 +20,8 @@ class NamedOrigins(CORSMiddleware):
         return _normal(origin) in self.allow_origins
 
 
-async def check_origin(request: Request, service: Uses) -> None:
-    """Refuse a change that a page of another origin asks for. Only browsers send an origin.
+async def check_origin(request: Request, service: ServiceDep) -> None:
+    """Refuse a change requested by a page of another origin. Only browsers send an origin.
 
     Raises:
         Forbidden: The request asks for a change, and its origin is not named in the settings.
@@ -38,11 +38,11 @@ async def check_origin(request: Request, service: Uses) -> None:
         site = "same-origin" if its_own else "cross-site"
     if site not in (None, "same-origin", "none"):
         shown = ", ".join(sent)[:200]
-        raise Forbidden(f"A page of {shown or 'another origin'} asked for it.")
+        raise Forbidden(f"The request comes from a page of {shown or 'another origin'}.")
 
 
 def _normal(origin: str) -> str | None:
-    """An origin in its normal form; None where a header holds something else."""
+    """An origin in its normal form; None if a header holds something else."""
     try:
         return normal_origin(origin)
     except ValueError:

@@ -1,6 +1,6 @@
-"""The documentation as pages of our own: all of it in the answer, since hospitals are offline.
+"""The documentation as web pages that load nothing from elsewhere: many hospitals are offline.
 
-`/docs` is the OpenAPI document for people, `/docs/errors` is where a problem's `type` leads,
+`/docs` is the OpenAPI document for people, `/docs/errors` is what a problem's `type` links to,
 `/docs/try` is Swagger UI.
 """
 
@@ -22,7 +22,7 @@ from pfms.api.problems import DOCS, STATUS
 
 router = APIRouter(prefix="/docs", include_in_schema=False)
 
-# Nothing on these pages comes from elsewhere, and the browser holds them to it.
+# The browser, too, holds these pages to loading nothing from elsewhere.
 _NOTHING_ELSE = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _POLICY = f"{_NOTHING_ELSE}; style-src 'unsafe-inline'"
 _POLICY_OF_TRY = (
@@ -43,7 +43,7 @@ td, th { border-top: 1px solid #ccc; padding: .2rem .8rem .2rem 0; text-align: l
 
 @router.get("")
 async def show_calls(request: Request) -> HTMLResponse:
-    """Every call, with what it takes and what it answers."""
+    """Every call, with its parameters and its responses."""
     document: dict[str, Any] = request.app.openapi()
     calls = [
         _call(f"{method.upper()} {path}", call)
@@ -65,17 +65,17 @@ async def show_calls(request: Request) -> HTMLResponse:
 
 @router.get("/errors")
 async def show_errors(request: Request) -> HTMLResponse:
-    """Every problem by its code: when it is answered, and what to do then."""
+    """Every problem by its code: when it occurs, and what to do about it."""
     sections = [
         _heading(kind.code, kind.code)
         + f"<p>{STATUS[kind]}: {escape(kind.title)}.</p>"
-        + _text(inspect.getdoc(kind) if kind.code != "internal" else "A fault of pfms itself.")
+        + _text(inspect.getdoc(kind) if kind.code != "internal" else "A bug in pfms itself.")
         + f"<p><b>What to do:</b> {_marked(kind.remedy)}</p>"
         for kind in STATUS
     ]
     intro = (
         "<p>A refusal is <code>application/problem+json</code> (RFC 9457). Programs test its "
-        f"<code>code</code>; its <code>type</code> leads here. {_link(request, '/docs')} shows "
+        f"<code>code</code>; its <code>type</code> links here. {_link(request, '/docs')} shows "
         "every call.</p>"
     )
     return _page("pfms: the problems", [intro, *sections])
@@ -83,7 +83,7 @@ async def show_errors(request: Request) -> HTMLResponse:
 
 @router.get("/try")
 async def try_calls(request: Request) -> HTMLResponse:
-    """Swagger UI: the calls, to be made from the browser."""
+    """Swagger UI, which makes the calls from the browser."""
     root = request.scope["root_path"]
     options = {
         "url": f"{root}/openapi.json",
@@ -158,7 +158,7 @@ def _fields(body: Mapping[str, Any]) -> str:
 
 
 def _type(schema: Mapping[str, Any]) -> str:
-    """What a schema takes, in words; `Name` where it is one of the bodies."""
+    """The type that a schema describes, in words; its name if it is one of the bodies."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "anyOf" in schema:
@@ -192,5 +192,5 @@ def _text(text: str | None) -> str:
 
 
 def _marked(text: str) -> str:
-    """HTML of a text in which `this` is code."""
+    """A text as HTML, with what is in `backticks` as code."""
     return re.sub(r"`+([^`]+)`+", r"<code>\1</code>", escape(text))

@@ -1,8 +1,8 @@
-"""A multipart body (RFC 2046, 5.1.1), cut into its parts while it comes.
+"""Splits a multipart body (RFC 2046, 5.1.1) into its parts while it arrives.
 
-No library at hand reads all that the RFC allows and gives back the same bytes however the body is
-cut on its way: python-multipart knows neither a preamble nor folded headers, and Werkzeug's decoder
-adds a byte where a chunk ends inside the last boundary.
+No available library reads all that the RFC allows and yields the same bytes however the body is
+chunked: python-multipart knows neither a preamble nor folded headers, and Werkzeug's decoder adds
+a byte where a chunk ends inside the last boundary.
 """
 
 import re
@@ -14,17 +14,17 @@ _HEAD_LIMIT = 16 << 10  # bytes of a part's headers
 _PARTS_LIMIT = 200
 _BOUNDARY_LIMIT = 256  # bytes; the RFC allows 70
 
-# What can follow a boundary: the end, a line's end after blanks, or not enough to say.
+# What can follow a boundary: `--`, a line break after optional blanks, or too little to tell.
 _REST_OF_LINE = re.compile(
     rb"(?P<last>--)|[ \t]*(?P<line>\r\n)|[ \t]*(?P<bare>\n)|-?\Z|[ \t]*\r?\Z"
 )
 _FOLD = re.compile(rb"\r\n[ \t]+")
-_LIBRARY = "Let an HTTP library make the form (curl: -F file=@NAME)."
+_LIBRARY = "Let an HTTP library build the form (curl: -F file=@NAME)."
 
 
 @dataclass(frozen=True)
 class Part:
-    """The head of a part: its headers by name in lower case, without the folds."""
+    """The head of a part: its headers by name in lower case, unfolded."""
 
     headers: dict[bytes, bytes]
 
@@ -33,14 +33,14 @@ class Splitter:
     """Takes a body in pieces of any size; keeps no more of it than a part's head.
 
     Attributes:
-        ended: Whether the last boundary has come.
+        ended: Whether the last boundary has been read.
     """
 
     def __init__(self, boundary: bytes) -> None:
         """Read parts between lines of `--boundary`.
 
         Raises:
-            InvalidParameter: The boundary is longer than any that is used.
+            InvalidParameter: The boundary is too long.
         """
         if len(boundary) > _BOUNDARY_LIMIT:
             raise InvalidParameter(
@@ -48,18 +48,18 @@ class Splitter:
             )
         self.ended = False
         self._delimiter = b"\r\n--" + boundary
-        # The line break before the first boundary may be missing, so one is put there. What comes
-        # before that boundary is like the content of a part, except that nobody is told of it.
+        # The line break before the first boundary may be missing, so one is added. What precedes
+        # that boundary is read like the content of a part, but is not returned.
         self._kept = b"\r\n"
         self._parts = 0
         self._in_head = False
-        self._hidden = 2  # bytes at the start of `_kept` that are no content: a line break
+        self._hidden = 2  # bytes of a line break, and not of content, at the start of `_kept`
 
     def feed(self, chunk: bytes) -> list[Part | bytes]:
-        """Each part that begins in this piece of the body, and what there is of its content.
+        """The parts that begin in this piece of the body, and the content in it.
 
         Raises:
-            InvalidParameter: This is not a multipart body, or one with too much around its content.
+            InvalidParameter: This is not a multipart body, or too much of it is not content.
         """
         found: list[Part | bytes] = []
         buffer = self._kept + chunk
@@ -71,13 +71,13 @@ class Splitter:
         return found
 
     def _content(self, buffer: bytes, start: int, found: list[Part | bytes]) -> tuple[int, bool]:
-        """Take content up to the next boundary: how far it was read, and whether to go on."""
+        """Take content up to the next boundary; return how far it was read and whether to go on."""
         search = start
         while (index := buffer.find(self._delimiter, search)) >= 0:
             rest = _REST_OF_LINE.match(buffer, index + len(self._delimiter))
             if rest is not None:
                 break
-            search = index + 2  # a longer word that begins as the boundary does
+            search = index + 2  # a longer string that begins like the boundary
         else:
             # A boundary has no CR, so only the last CR can begin a delimiter that is cut off.
             index = buffer.rfind(b"\r", max(start, len(buffer) - len(self._delimiter) + 1))

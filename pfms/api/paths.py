@@ -1,4 +1,4 @@
-"""What holds for every path: the prefix of a proxy, the trailing slash, HEAD wherever GET is."""
+"""What applies to every path: a proxy's prefix, the trailing slash, HEAD wherever there is GET."""
 
 from collections.abc import Iterable
 
@@ -12,10 +12,10 @@ METHODS = ("GET", "POST", "PUT", "DELETE")
 class Paths:
     """ASGI middleware in front of the routes.
 
-    A proxy that serves pfms under a prefix may take the prefix off a path or leave it on: both
-    lead to the same route. `/path/` is `/path`, directly: proxies break redirects. HEAD is GET
-    whose handler is stopped when the head of its answer is out, so that it reads no file and
-    follows no events.
+    A proxy that serves pfms under a prefix may strip the prefix from a path or keep it: both lead
+    to the same route. `/path/` is handled as `/path`, without a redirect, since proxies break
+    redirects. HEAD is a GET that is stopped once the head of its response has been sent, so that
+    it reads no file and follows no events.
     """
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
@@ -32,7 +32,7 @@ class Paths:
             path = path.rstrip("/") or "/"
         if self._root and not self._has_prefix(path, scope["app"].routes):
             path = self._root + path
-        # In place: the outermost handler, which tells of unexpected errors, sees it as well.
+        # In place, so that the outermost handler, which reports unexpected errors, sees it too.
         scope.update(path=path, root_path=self._root)
         if scope["method"] == "HEAD":
             await self._head({**scope, "method": "GET"}, receive, send)
@@ -42,7 +42,7 @@ class Paths:
     def _has_prefix(self, path: str, routes: Iterable[BaseRoute]) -> bool:
         if not f"{path}/".startswith(f"{self._root}/"):
             return False
-        # A prefix such as /api is also how our own paths begin.
+        # Our own paths may begin with the prefix, too, if it is one such as /api.
         return bool(
             methods_of(path.removeprefix(self._root), routes) or not methods_of(path, routes)
         )
@@ -60,7 +60,7 @@ class Paths:
 
 
 def methods_of(path: str, routes: Iterable[BaseRoute]) -> list[str]:
-    """The methods that a path takes, without any prefix of a proxy; empty where nothing is."""
+    """The methods that a path (without a proxy's prefix) accepts; empty if nothing is there."""
     scope = {"type": "http", "root_path": "", "headers": [], "path": path}
     return [
         method

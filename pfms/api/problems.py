@@ -60,12 +60,12 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.TimedOut: 504,
     errors.Cancelled: 409,
 }
-_CLIENT_LEFT = 499  # as nginx says it
+_CLIENT_LEFT = 499  # nginx's status for it
 _RETRY_SECONDS = 30  # for a 503 that has no estimate of its own
 
 
 class NotFound(errors.RequestError):
-    """The framework's 404."""
+    """No call has this path."""
 
     code = "not-found"
     title = "There is nothing at this path"
@@ -73,16 +73,16 @@ class NotFound(errors.RequestError):
 
 
 class MethodNotAllowed(errors.RequestError):
-    """The framework's 405."""
+    """The path exists, but not with this method."""
 
     code = "method-not-allowed"
-    title = "This path does not take this method"
-    remedy = "The Allow header names those it takes; GET /docs shows every call."
+    title = "This path does not accept this method"
+    remedy = "The Allow header names those it accepts; GET /docs shows every call."
 
 
 STATUS |= {NotFound: 404, MethodNotAllowed: 405}
 
-# What any call may answer: who calls (names.py), and what the system below pfms refuses.
+# Problems of any call: a wrong Host (names.py), and whatever the operating system refuses.
 ANYWHERE: tuple[type[errors.PfmsError], ...] = (
     errors.PfmsError,
     errors.WrongHost,
@@ -98,14 +98,14 @@ def problem(
     headers: dict[str, str] | None = None,
     status: int | None = None,
 ) -> JSONResponse:
-    """The answer that tells a client of `error`.
+    """The response that reports `error`.
 
     Args:
         error: What happened.
         path: Of the request, percent-encoded.
         root_path: PFMS_ROOT_PATH, before the links to the documentation.
-        headers: To send besides.
-        status: In place of the one that the table has for this kind of error.
+        headers: Further ones to send.
+        status: Instead of the one that the table has for this kind of error.
     """
     status = status or STATUS[type(error)]
     body = Problem(
@@ -132,16 +132,16 @@ def problem(
     )
 
 
-def answer(
+def problem_response(
     error: errors.PfmsError, request: Request, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """The answer to a request that tells its client of `error`."""
+    """The response to a request that reports `error`."""
     scope = request.scope
     return problem(error, quote(scope["path"]), scope["root_path"], headers)
 
 
 def responses(*kinds: type[errors.PfmsError]) -> dict[int | str, dict[str, Any]]:
-    """What a route's documentation says of the problems it may answer with."""
+    """What a route's documentation says about the problems that it may return."""
     by_status: dict[int | str, dict[str, Any]] = {}
     every: dict[type[errors.PfmsError], None] = dict.fromkeys((*kinds, *ANYWHERE))
     for kind in every:
@@ -171,48 +171,48 @@ def _of_validation(error: RequestValidationError) -> errors.PfmsError:
 
 
 def _methods_of(request: Request) -> list[str]:
-    """What the path takes: Starlette's own Allow only knows the first of the routes on a path."""
+    """What the path accepts: Starlette's own Allow knows only the first of the routes on a path."""
     path = request.scope["path"].removeprefix(request.scope["root_path"])
     found = methods_of(path, request.app.routes)
     return ["HEAD", *found] if "GET" in found else found
 
 
-# Errors that only a mistake of our own can cause.
+# Errors that only a bug of ours can cause.
 _BUGS = (errno.EBADF, errno.EINVAL, errno.EFAULT)
-# The disk's part of what SQLite tells; a wrong statement is SQLITE_ERROR, and stays `internal`.
+# SQLite's errors that come from the disk; a wrong statement is SQLITE_ERROR, and `internal`.
 _SQLITE_ON_DISK = ("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_BUSY")
 
 
 def _of_system(error: BaseException | None) -> errors.PfmsError:
-    """The problem where the operating system or SQLite refused: its words, but no path.
+    """The problem for an error of the operating system or SQLite: its words, but no path.
 
-    Anything else is `internal`.
+    Any other error is `internal`.
     """
-    told = None
-    while error is not None and told is None:
+    reason = None
+    while error is not None and reason is None:
         if isinstance(error, OSError) and error.errno and error.errno not in _BUGS:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return errors.DiskFull("The disk of the server ran full.")
-            told = os.strerror(error.errno)
+            reason = os.strerror(error.errno)
         elif isinstance(error, sqlite3.Error):
             name = getattr(error, "sqlite_errorname", "")
             if name == "SQLITE_FULL":
                 return errors.DiskFull("The disk of the server ran full.")
-            told = str(error) if name.startswith(_SQLITE_ON_DISK) else None
+            reason = str(error) if name.startswith(_SQLITE_ON_DISK) else None
         error = error.__cause__
-    if told is None:
+    if reason is None:
         return errors.PfmsError()
     return errors.NotReady(
-        f"The server could not use its files: {told}.",
+        f"The server could not use its files: {reason}.",
         "Tell the operator of this server: GET /health/ready and the server's log say more.",
     )
 
 
 class UnexpectedErrors:
-    """ASGI middleware around the routes: an error that nobody expected is logged and answered.
+    """ASGI middleware around the routes that logs unexpected errors and responds to them.
 
-    Starlette's own way raises the error again after the answer, and uvicorn then cuts the
-    connection: a client that is still sending its volume would not see the answer.
+    Starlette by itself raises the error again after its response, and uvicorn then cuts the
+    connection: a client that is still sending its volume would not see the response.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -233,41 +233,41 @@ class UnexpectedErrors:
             if begun or scope["type"] != "http":
                 raise
             log.exception("%s %s", scope["method"], scope["path"])
-            await answer(_of_system(error), Request(scope))(scope, receive, send)
+            await problem_response(_of_system(error), Request(scope))(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of `app` leave in this form."""
+    """Give every error of `app` this form."""
 
-    async def told(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, errors.PfmsError)  # noqa: S101  (so it is registered)
+    async def ours(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, errors.PfmsError)  # noqa: S101  (registered for it)
         if error.code == errors.PfmsError.code:
             log.error("%s: %s", request.scope["path"], error.detail)
-        return answer(error, request)
+        return problem_response(error, request)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        return answer(_of_validation(error), request)
+        return problem_response(_of_validation(error), request)
 
     async def framework(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101
         headers = dict(error.headers or {})
         if error.status_code == 404:
-            return answer(NotFound(), request, headers)
+            return problem_response(NotFound(), request, headers)
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_methods_of(request))
-            return answer(MethodNotAllowed(), request, headers)
-        return answer(errors.InvalidParameter(str(error.detail)), request, headers)
+            return problem_response(MethodNotAllowed(), request, headers)
+        return problem_response(errors.InvalidParameter(str(error.detail)), request, headers)
 
     async def left(request: Request, error: Exception) -> Response:
         log.info("%s: the client went away", request.scope["path"])
-        return Response(status_code=_CLIENT_LEFT)  # nobody hears it
+        return Response(status_code=_CLIENT_LEFT)  # nobody receives it
 
     async def internal(request: Request, error: Exception) -> JSONResponse:
-        # Of the middleware itself. Starlette raises the error again, so that its trace is logged.
-        return answer(errors.PfmsError(), request)
+        # In the middleware itself. Starlette raises the error again, which logs its traceback.
+        return problem_response(errors.PfmsError(), request)
 
-    app.add_exception_handler(errors.PfmsError, told)
+    app.add_exception_handler(errors.PfmsError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(ClientDisconnect, left)

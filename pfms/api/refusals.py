@@ -1,6 +1,6 @@
-"""The errors that several calls may answer with, each group named once, for the documentation.
+"""Groups of errors that several calls may return, for the documentation of the calls.
 
-tests/documented.py holds every answer of the tests against what the documentation of its call says.
+tests/documented.py compares every response in the tests with the documentation of its call.
 """
 
 from pfms import errors

@@ -57,14 +57,14 @@ class ModelInfo(BaseModel):
 
 
 class Devices(BaseModel):
-    """Where runs go: the first device, and all."""
+    """Where runs go: the first device, and all of them."""
 
     device: str
     devices: list[str]
 
 
 class About(BaseModel):
-    """What answers here."""
+    """The name and version of the service."""
 
     name: str
     about: str
@@ -89,7 +89,7 @@ class SysInfo(BaseModel):
 
 
 class Echo(BaseModel):
-    """What was to be echoed."""
+    """The text of the query's `echoBack`."""
 
     msg: str
 
@@ -104,10 +104,10 @@ class Sys(BaseModel):
 
 
 class ProgressView(BaseModel):
-    """How far a job is.
+    """How far a job has got.
 
-    `fraction` (0 to 1) is of the whole run where that can be known, `done` and `total` are windows
-    of the network; `elapsed` and `expected` in seconds, from the last runs of the model.
+    `fraction` (0 to 1) is of the whole run if that can be known, `done` and `total` are windows
+    of the network; `elapsed` and `expected` (from recent runs of the model) are in seconds.
     """
 
     stage: Literal["waiting", "loading", "inferring", "saving", "ended"]
@@ -119,7 +119,7 @@ class ProgressView(BaseModel):
 
     @classmethod
     def of(cls, status: JobStatus) -> "ProgressView":
-        """What is known of a job's progress."""
+        """What is known about a job's progress."""
         if status.job.ended:
             return cls(stage="ended", fraction=1.0 if status.job.state == "succeeded" else None)
         if status.job.state == "queued":
@@ -138,11 +138,11 @@ class ProgressView(BaseModel):
         )
 
 
-# A record may hold more than this pfms knows; a client is shown what the documentation names.
+# A record may hold fields that this pfms does not know; clients see the documented ones.
 
 
 class ModelUsed(records.ModelUsed, extra="ignore"):
-    """The weights of a run, as they were when it was accepted."""
+    """The weights of a run, as they were when the job was accepted."""
 
 
 class VolumeSent(records.VolumeSent, extra="ignore"):
@@ -154,7 +154,7 @@ class VolumeSent(records.VolumeSent, extra="ignore"):
 
 
 class Segmentation(records.Segmentation, extra="ignore"):
-    """What came out. `voxels_sha256` is of the labels' bytes, unpacked, in file order."""
+    """The outcome. `voxels_sha256` is of the labels' bytes, unpacked, in file order."""
 
 
 class Cause(records.Cause, extra="ignore"):
@@ -162,7 +162,7 @@ class Cause(records.Cause, extra="ignore"):
 
 
 class JobView(BaseModel):
-    """One job. Times are UTC (ISO 8601); `place` 0 is the next one to run."""
+    """One job. Times are UTC (ISO 8601); the job at `place` 0 runs next."""
 
     id: str
     state: State
@@ -192,10 +192,10 @@ class JobView(BaseModel):
 
     @classmethod
     def of(cls, status: JobStatus) -> "JobView":
-        """What a client is shown."""
+        """What a client sees."""
         job = status.job
         shared = job.model_dump(include=set(cls.model_fields) & set(records.Job.model_fields))
-        # Where things are on the server is in job.json; a client is told their names.
+        # The server's paths stay in job.json; a client sees only the names of files.
         shared["command"] = [PurePath(word).name for word in job.command]
         return cls(
             **shared,
@@ -208,7 +208,7 @@ class JobView(BaseModel):
 
 
 class JobPage(BaseModel):
-    """Jobs, the newest first; `next` is the cursor of the next page, null on the last."""
+    """Jobs, newest first; `next` is the cursor of the next page, null on the last."""
 
     jobs: list[JobView]
     next: str | None
@@ -221,7 +221,7 @@ class Live(BaseModel):
 
 
 class Ready(BaseModel):
-    """What is still missing, by name: warming, draining, disk-full, no-device."""
+    """What is missing, by name, each with a sentence about it; docs/api.md has the names."""
 
     status: Literal["ready", "not ready"]
     missing: dict[str, str]

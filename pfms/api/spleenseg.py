@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from pfms import errors
-from pfms.api.common import HEADERS, LOCATION, Uses, job_headers, job_location
+from pfms.api.common import HEADERS, LOCATION, ServiceDep, job_headers, job_location
 from pfms.api.downloads import NIFTI, resultant_file
 from pfms.api.multipart import OPENAPI_BODY, announced_size, check_body, receive_file
 from pfms.api.problems import responses
@@ -22,12 +22,12 @@ from pfms.service import Service
 
 router = APIRouter(prefix="/spleenseg", tags=["spleenseg"])
 
-# The pattern is shown, not enforced: `valid_model_id` says more of what is wrong.
+# The pattern is shown, not enforced: `valid_model_id` explains better what is wrong.
 _SHOWN = {"pattern": f"^{MODEL_ID.pattern}$"}
 ModelID = Annotated[str, Query(examples=["demo"], json_schema_extra=_SHOWN)]
 ModelIDInPath = Annotated[str, Path(examples=["demo"], json_schema_extra=_SHOWN)]
 _PREFER = "`respond-async`: 202 at once; `wait=N`: 200 if done within N seconds, else 202"
-_KEY = "a repeat joins the first job, or gets its end"
+_KEY = "a repeat joins the first job, or gets its outcome"
 _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
 
 
@@ -36,8 +36,8 @@ _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
     openapi_extra=OPENAPI_BODY,
     responses=responses(*MODEL_IN_QUERY, *UPLOAD, errors.NotAModel),
 )
-async def upload_model(request: Request, service: Uses, modelID: ModelID) -> ModelStored:
-    """Store weights (a `.pth`) under a model ID; a model of that ID is replaced."""
+async def upload_model(request: Request, service: ServiceDep, modelID: ModelID) -> ModelStored:
+    """Store weights (a `.pth`) under a model ID, replacing any model with that ID."""
     model_id = valid_model_id(modelID)
     boundary = check_body(request, service.settings.max_upload_bytes)
     async with service.intake.receiving(announced_size(request)) as writer:
@@ -51,14 +51,14 @@ async def upload_model(request: Request, service: Uses, modelID: ModelID) -> Mod
 
 
 @router.get("/modelpth")
-async def list_models(service: Uses) -> ModelList:
-    """The models there are."""
+async def list_models(service: ServiceDep) -> ModelList:
+    """The IDs of all models."""
     return ModelList(models=await asyncio.to_thread(service.models.names))
 
 
 @router.get("/modelpth/{modelID}", responses=responses(*MODEL_IN_PATH))
-async def show_model(service: Uses, modelID: ModelIDInPath) -> ModelInfo:
-    """What is known of one model."""
+async def show_model(service: ServiceDep, modelID: ModelIDInPath) -> ModelInfo:
+    """Everything that is known about a model."""
     model = await asyncio.to_thread(service.models.get, modelID)
     return ModelInfo.model_validate(model.to_dict())
 
@@ -68,7 +68,7 @@ async def show_model(service: Uses, modelID: ModelIDInPath) -> ModelInfo:
     status_code=204,
     responses=responses(*MODEL_IN_PATH),
 )
-async def remove_model(service: Uses, modelID: ModelIDInPath) -> None:
+async def remove_model(service: ServiceDep, modelID: ModelIDInPath) -> None:
     """Remove a model. Jobs that were accepted with it keep its weights until they end."""
     await asyncio.to_thread(service.models.remove, modelID)
 
@@ -108,7 +108,7 @@ async def remove_model(service: Uses, modelID: ModelIDInPath) -> None:
 )
 async def infer(
     request: Request,
-    service: Uses,
+    service: ServiceDep,
     modelID: ModelID,
     resultant: Resultant = "labels",
     prefer: Annotated[
@@ -155,7 +155,7 @@ async def _accepted(request: Request, service: Service, job: Job, preference: st
 
 
 async def _wait(request: Request, service: Service, job: Job, seconds: float | None) -> Job:
-    """The job when it has ended, or after `seconds`. A held job is cancelled with its client."""
+    """Wait for a job's end, at most `seconds`. A held job is cancelled when its client leaves."""
     ends = asyncio.create_task(service.wait(job.id, seconds))
     leaves = asyncio.create_task(_client_leaves(request))
     try:
@@ -166,7 +166,7 @@ async def _wait(request: Request, service: Service, job: Job, seconds: float | N
             except errors.Interrupted:
                 if seconds is None:
                     raise
-                return job  # it asked for an answer within some time, not for the end
+                return job  # it asked for a response within some time, not for the end
         if job.held:
             await service.client_went_away(job.id)
         raise ClientDisconnect
@@ -182,15 +182,15 @@ async def _client_leaves(request: Request) -> None:
 
 def _preference(headers: list[str] | None) -> tuple[bool, int | None]:
     """Whether `respond-async` is preferred, and the N of `wait=N` (RFC 7240)."""
-    wishes = [
-        wish.partition(";")[0].strip().lower()
+    preferences = [
+        preference.partition(";")[0].strip().lower()
         for header in headers or []
-        for wish in header.split(",")
+        for preference in header.split(",")
     ]
-    waits = [int(match[1]) for wish in wishes if (match := _WAIT.fullmatch(wish))]
+    waits = [int(match[1]) for each in preferences if (match := _WAIT.fullmatch(each))]
     seconds = waits[0] if waits else None
-    # RFC 7240 lets a client say both: then it waits first.
-    return "respond-async" in wishes and seconds is None, seconds
+    # RFC 7240 allows both: then the server waits first.
+    return "respond-async" in preferences and seconds is None, seconds
 
 
 def _key(header: str | None) -> str | None:
@@ -200,12 +200,12 @@ def _key(header: str | None) -> str | None:
     if len(key) >= 2 and key[0] == key[-1] == '"':
         key = key[1:-1]
     if not 1 <= len(key) <= 255:
-        raise errors.InvalidParameter("Idempotency-Key has to have 1 to 255 characters.")
+        raise errors.InvalidParameter("Idempotency-Key must have 1 to 255 characters.")
     return key
 
 
 @router.get("/inference/device")
-async def show_device(service: Uses) -> Devices:
+async def show_device(service: ServiceDep) -> Devices:
     """Where runs go."""
     return Devices(device=service.devices[0], devices=list(service.devices))
 
@@ -214,7 +214,9 @@ async def show_device(service: Uses) -> Devices:
     "/inference/device/{device}",
     responses=responses(errors.InvalidParameter),
 )
-async def set_device(service: Uses, device: Annotated[str, Path(examples=["auto"])]) -> Devices:
-    """Let runs go to a device from now on, across restarts; `auto` gives the setting's back."""
+async def set_device(
+    service: ServiceDep, device: Annotated[str, Path(examples=["auto"])]
+) -> Devices:
+    """Send runs to a device from now on, across restarts; `auto` returns to the setting."""
     devices = await service.set_devices(device)
     return Devices(device=devices[0], devices=list(devices))

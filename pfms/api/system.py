@@ -10,7 +10,7 @@ import psutil
 from fastapi import APIRouter, Query, Response
 
 from pfms import __version__, errors
-from pfms.api.common import Uses
+from pfms.api.common import ServiceDep
 from pfms.api.problems import responses
 from pfms.api.schemas import About, Echo, Live, Ready, Sys, SysInfo
 
@@ -22,13 +22,13 @@ _ABOUT = "Spleen segmentation over HTTP, around the ChRIS plugin pl-monai_spleen
 
 @router.get("/about")
 async def about() -> About:
-    """What answers here."""
+    """The name and version of the service."""
     return About(name="pfms", about=_ABOUT, version=__version__)
 
 
 @router.get("/sysinfo", responses=responses(errors.InvalidParameter))
 async def sysinfo(echoBack: Annotated[str, Query(max_length=5000)] = "") -> Sys:
-    """The machine, and `echoBack` back."""
+    """Facts about the machine, and `echoBack` echoed."""
     return Sys(
         name="pfms",
         version=__version__,
@@ -56,10 +56,10 @@ def _sysinfo() -> SysInfo:
 
 
 def _inet() -> str:
-    """The address that others reach this machine by; connecting a UDP socket sends nothing."""
+    """The address at which others reach this machine; connecting a UDP socket sends nothing."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # RFC 5737: an address that is nobody's
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: no machine has this address
             address: str = probe.getsockname()[0]
         except OSError:
             return "127.0.0.1"
@@ -76,8 +76,8 @@ async def live() -> Live:
     "/ready",
     responses={**responses(), 503: {"description": "what is missing", "model": Ready}},
 )
-async def ready(service: Uses, response: Response) -> Ready:
-    """Whether a run would start now, and else what it waits for."""
+async def ready(service: ServiceDep, response: Response) -> Ready:
+    """Whether a run would start now, and if not, what is missing."""
     missing = await service.missing()
     if missing:
         response.status_code = 503

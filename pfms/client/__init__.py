@@ -1,4 +1,4 @@
-"""The HTTP client: what the command line uses, and other programs can."""
+"""The HTTP client that the command line uses, and other programs can use."""
 
 from pfms.client.client import JobEvent, PfmsClient
 from pfms.client.transport import ClientError, Json, PfmsProblem, Unreachable, Update

@@ -1,4 +1,4 @@
-"""The HTTP client that the command line uses, and other programs can.
+"""The HTTP client that the command line uses, and other programs can use.
 
 ::
 
@@ -38,7 +38,7 @@ __all__ = ["ClientError", "JobEvent", "Json", "PfmsClient", "PfmsProblem", "Unre
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 _SILENCE_SECONDS = 40  # of an event stream; its heartbeat comes every 15
-_PAUSE_SECONDS = 0.5  # between two looks at a log that grows, or two attempts to follow a job
+_PAUSE_SECONDS = 0.5  # between two reads of a growing log, or two attempts to follow a job
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class PfmsClient:
 
     Args:
         url: Of the server, with or without `/api/v1`.
-        timeout: Seconds without a byte after which an ordinary call is given up; None never does.
-            What may take long (an upload that is looked at, a run) is waited for.
-        patience: Seconds for which a server that is away (it restarts, say) is asked again how a
-            job goes.
+        timeout: Seconds without a byte after which an ordinary call fails; None waits forever.
+            What may take long (the check of an upload, a run) has no timeout.
+        retry_seconds: How long to keep asking for a job while the server is away, as during a
+            restart.
 
     Raises:
-        ValueError: `url` is none of http or https.
+        ValueError: `url` is not an http or https URL.
     """
 
-    def __init__(self, url: str, timeout: float | None = 60, patience: float = 60) -> None:
-        self._http = Transport(url, timeout, patience)
+    def __init__(self, url: str, timeout: float | None = 60, retry_seconds: float = 60) -> None:
+        self._http = Transport(url, timeout, retry_seconds)
         self.url = self._http.url
 
     def __enter__(self) -> Self:
@@ -86,11 +86,11 @@ class PfmsClient:
         return models
 
     def model(self, model_id: str) -> Json:
-        """What is known of a model."""
+        """Everything that is known about a model."""
         return self._http.get(f"/spleenseg/modelpth/{quoted(model_id)}", "modelID")
 
     def upload_model(self, path: Path, model_id: str, on_update: OnUpdate | None = None) -> Json:
-        """Store weights under a model ID; a model of that ID is replaced."""
+        """Store weights under a model ID, replacing any model with that ID."""
         params = {"modelID": model_id}
         with self._http.upload("/spleenseg/modelpth/", path, on_update, params=params) as response:
             return self._http.json(response, "modelID")
@@ -115,19 +115,19 @@ class PfmsClient:
         Args:
             volume: NIfTI, plain or gzipped.
             model_id: Of a model on the server.
-            target: Appears when complete; replaced if it is there.
+            target: Appears once complete; an existing file is replaced.
             resultant: `labels`, `onehot` or `logits`.
-            on_update: Told how far it is; its job, once there is one, runs on whatever happens
-                here: `cancel` ends it.
+            on_update: Called with the progress. Once there is a job, it runs on whatever happens
+                here; `cancel` ends it.
 
         Returns:
             The job as it ended; None from a server that keeps no jobs.
 
         Raises:
             PfmsProblem: It was refused, or the run failed.
-            Unreachable: The server does not answer (any more).
+            Unreachable: The server does not answer, or stopped answering.
         """
-        self._check_there(model_id)
+        self._check_model(model_id)
         request: dict[str, Any] = {
             "params": {"modelID": model_id, "resultant": resultant},
             "headers": {"Prefer": "respond-async", "Idempotency-Key": f'"{uuid.uuid4()}"'},
@@ -147,23 +147,23 @@ class PfmsClient:
         self.save_result(job_id, target, resultant, on_update)
         return job
 
-    def _check_there(self, model_id: str) -> None:
-        """Refuse before a large upload what would be refused after it."""
+    def _check_model(self, model_id: str) -> None:
+        """Fail before a large upload, not after it."""
         try:
             self.model(model_id)
         except PfmsProblem as problem:
             if problem.code in ("model-not-found", "invalid-model-id"):
-                raise  # any other answer is of a server that knows no such call
+                raise  # other servers may not have this call
 
     def wait(self, job_id: str, on_update: OnUpdate | None = None) -> Json:
-        """The job when it has ended, though the server restart meanwhile."""
+        """Wait for a job's end, even if the server restarts meanwhile."""
         after = 0
         while True:
-            job = self._http.patiently(lambda: self.job(job_id))
+            job = self._http.retried(lambda: self.job(job_id))
             if job["state"] in ENDED:
                 return job
             tell(on_update, _update_of(job))
-            # A stream may break, or end because the server stops: then ask how the job is.
+            # A stream may break, or end because the server stops: then ask for the job again.
             with suppress(Unreachable):
                 for event in self.events(job_id, after):
                     after = event.n if event else after
@@ -180,21 +180,21 @@ class PfmsClient:
         resultant: str = "labels",
         on_update: OnUpdate | None = None,
     ) -> None:
-        """Download what came out of a job; `target` appears when complete."""
+        """Download a job's result; `target` appears once complete."""
 
         def download() -> None:
             path, params = f"/jobs/{quoted(job_id)}/result", {"resultant": resultant}
             with self._http.stream("GET", path, params=params) as response:
                 self._http.save(response, target, job_id, on_update)
 
-        self._http.patiently(download)
+        self._http.retried(download)
 
     # --- jobs ------------------------------------------------------------------------------
 
     def jobs(
         self, *, state: str | None = None, model_id: str | None = None, limit: int = 50
     ) -> list[Json]:
-        """The jobs, the newest first, at most `limit`."""
+        """The jobs, newest first, at most `limit`."""
         asked = {"state": state, "modelID": model_id}
         params = {name: value for name, value in asked.items() if value is not None}
         found: list[Json] = []
@@ -208,13 +208,13 @@ class PfmsClient:
         return found
 
     def job(self, job_id: str) -> Json:
-        """All that is known of a job."""
+        """Everything that is known about a job."""
         return self._http.get(f"/jobs/{quoted(job_id)}", "state")
 
     def events(self, job_id: str, after: int = 0) -> Iterator[JobEvent | None]:
         """A job's events after number `after`, and those to come; None is a heartbeat.
 
-        The stream ends with the job's end; a server that stops ends it before.
+        The stream ends when the job ends, or before that when the server stops.
         """
         headers = {"Last-Event-ID": str(after)} if after else {}
         timeout = httpx.Timeout(_SILENCE_SECONDS, connect=CONNECT_SECONDS)
@@ -233,7 +233,7 @@ class PfmsClient:
                     fields = {}
 
     def log(self, job_id: str, follow: bool = False) -> Iterator[bytes]:
-        """What the plugin has written so far, in pieces; with `follow` until the job has ended."""
+        """What the plugin has printed so far, in pieces; with `follow`, until the job has ended."""
         seen = 0
         while True:
             ended = not follow or self.job(job_id)["state"] in ENDED
@@ -256,12 +256,12 @@ class PfmsClient:
         return self._http.call("GET", f"/jobs/{quoted(job_id)}/preview.png").content
 
     def cancel(self, job_id: str) -> Json:
-        """Ask for the end of a job."""
+        """Cancel a job."""
         answer = self._http.call("POST", f"/jobs/{quoted(job_id)}/cancel")
         return self._http.json(answer, "state")
 
     def remove_job(self, job_id: str, *, purge_voxels: bool = False) -> None:
-        """Remove an ended job, or with `purge_voxels` only its volumes and weights."""
+        """Remove an ended job; with `purge_voxels`, only its volumes and weights."""
         params = {"purge": "voxels"} if purge_voxels else {}
         self._http.call("DELETE", f"/jobs/{quoted(job_id)}", params=params)
 

@@ -1,4 +1,4 @@
-"""How the client talks: one request, one answer, and what went wrong, in the words of pfms."""
+"""The client's requests and responses, and what went wrong with them, in the words of pfms."""
 
 import io
 import json
@@ -45,8 +45,8 @@ class PfmsProblem(ClientError):
     """The server refused, or the run failed.
 
     Attributes:
-        code: The stable name that programs test for, as `model-not-found`.
-        status: Of the HTTP answer; None where a job is told to have failed.
+        code: The stable name that programs test for, such as `model-not-found`.
+        status: Of the HTTP response; None if it is a job that failed.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class PfmsProblem(ClientError):
 
 @dataclass(frozen=True)
 class Update:
-    """How far a call is.
+    """How far a call has got.
 
     Attributes:
         stage: `uploading`, `checking`, `waiting`, `loading`, `inferring`, `saving`, `downloading`.
-        done: Bytes of an upload or a download, windows of the network; None where nobody knows.
-        total: Likewise, in all.
+        done: Bytes of an upload or a download, windows of the network; None if unknown.
+        total: How many there are in total.
         job: The job's ID, once it has one.
-        place: In the queue, 0 the next one to run.
-        elapsed: Seconds that the run takes so far.
-        expected: Seconds that runs of this model took lately.
+        place: In the queue; 0 runs next.
+        elapsed: Seconds since the run began.
+        expected: Seconds that recent runs of this model took.
     """
 
     stage: str
@@ -92,13 +92,13 @@ class Transport:
     """Requests to one server; `PfmsClient` says what its arguments mean.
 
     Raises:
-        ValueError: `url` is none of http or https.
+        ValueError: `url` is not an http or https URL.
     """
 
-    def __init__(self, url: str, timeout: float | None, patience: float) -> None:
+    def __init__(self, url: str, timeout: float | None, retry_seconds: float) -> None:
         self.url = _base_url(url)
-        self._patience = patience
-        # A proxy of the environment is no way to this machine, whatever NO_PROXY says.
+        self._retry_seconds = retry_seconds
+        # A proxy from the environment cannot lead to this machine, whatever NO_PROXY says.
         loopback = httpx.URL(self.url).host in _LOOPBACK
         self._http = httpx.Client(
             base_url=f"{self.url}/api/v1",
@@ -111,11 +111,11 @@ class Transport:
         self._http.close()
 
     def get(self, path: str, key: str, **request: Any) -> Json:
-        """The JSON object that answers a GET; it has to have `key`."""
+        """The JSON object that a GET returns; it must have `key`."""
         return self.json(self.call("GET", path, **request), key)
 
     def call(self, method: str, path: str, **request: Any) -> httpx.Response:
-        """The whole answer to a request.
+        """The whole response to a request.
 
         Raises:
             PfmsProblem: The server refused it.
@@ -127,7 +127,7 @@ class Transport:
 
     @contextmanager
     def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
-        """The answer to a request, its body still to be read; raises as `call` does."""
+        """The response to a request, its body still unread; raises as `call` does."""
         try:
             with self._http.stream(method, path, **request) as response:
                 if not response.is_success:
@@ -137,22 +137,22 @@ class Transport:
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = str(error).partition("] ")[2] or str(error)
             raise Unreachable(
-                f"no pfms can be reached at {self.url}: {reason}",
+                f"pfms cannot be reached at {self.url}: {reason}",
                 "Start one with `pfms serve`, or name another with --server.",
             ) from error
         except httpx.TransportError as error:
             raise Unreachable(
                 f"the connection to {self.url} broke: {error or type(error).__name__}",
-                "What it had accepted goes on there: `pfms jobs list` shows it.",
+                "Jobs that it has accepted go on: `pfms jobs list` shows them.",
             ) from error
 
     @contextmanager
     def upload(
         self, path: str, file: Path, on_update: OnUpdate | None, **request: Any
     ) -> Iterator[httpx.Response]:
-        """POST a file from disk. Its name may be a patient's, so it stays here."""
+        """POST a file from disk. Its name may be a patient's, so it is not sent."""
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-        with _Counted(file, on_update) as content:
+        with _ReportingFile(file, on_update) as content:
             files = {"file": ("upload", content)}
             with self.stream("POST", path, files=files, timeout=timeout, **request) as response:
                 yield response
@@ -160,7 +160,7 @@ class Transport:
     def save(
         self, response: httpx.Response, target: Path, job: str | None, on_update: OnUpdate | None
     ) -> None:
-        """Write an answer's body to `target`, which appears when complete."""
+        """Write a response's body to `target`, which appears once complete."""
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -175,10 +175,10 @@ class Transport:
             raise
 
     def json(self, response: httpx.Response, key: str) -> Json:
-        """The JSON object in an answer; it has to have `key`.
+        """The JSON object in a response; it must have `key`.
 
         Raises:
-            PfmsProblem: It is something else: what answers is no pfms.
+            PfmsProblem: It is something else, so the server is not pfms.
         """
         try:
             body = json.loads(response.read())
@@ -187,15 +187,15 @@ class Transport:
         if not isinstance(body, dict) or key not in body:
             raise PfmsProblem(
                 "not-pfms",
-                f"what answers at {self.url} is no pfms",
-                "Look at the address: is a proxy or another service there?",
+                f"the server at {self.url} is not pfms",
+                "Check the address: is a proxy or another service there?",
                 response.status_code,
             )
         return body
 
-    def patiently(self, call: Callable[[], T]) -> T:
-        """Repeat a call that changes nothing for as long as a server may be away."""
-        until = time.monotonic() + self._patience
+    def retried(self, call: Callable[[], T]) -> T:
+        """Make a call that changes nothing, again and again while the server is away."""
+        until = time.monotonic() + self._retry_seconds
         pause = 0.1
         while True:
             try:
@@ -207,8 +207,8 @@ class Transport:
             pause = min(2 * pause, 3.0)
 
 
-class _Counted(io.FileIO):
-    """A file that tells how far it has been read."""
+class _ReportingFile(io.FileIO):
+    """A file that reports how far it has been read."""
 
     def __init__(self, path: Path, on_update: OnUpdate | None) -> None:
         super().__init__(path, "rb")
@@ -231,22 +231,22 @@ def tell(on_update: OnUpdate | None, update: Update) -> None:
 
 
 def _base_url(text: str) -> str:
-    """Scheme, host and port of what a person may type."""
+    """The complete URL of a server, without `/api/v1`, from what a person may type."""
     text = text.strip() if "://" in text else f"http://{text.strip()}"
     text = text.rstrip("/").removesuffix("/api/v1").rstrip("/")
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{text!r} is no URL: {error}") from None
+        raise ValueError(f"{text!r} is not a URL: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"{text!r} is no URL of http or https")
+        raise ValueError(f"{text!r} is not an http or https URL")
     return text
 
 
 def quoted(name: str) -> str:
-    """An ID as a part of a path, from which it does not lead away."""
+    """An ID as one segment of a path, which it cannot leave."""
     if name in ("", ".", ".."):
-        raise PfmsProblem("not-found", f"{name!r} is no ID", "The lists show those there are.", 404)
+        raise PfmsProblem("not-found", f"{name!r} is not an ID", "The lists show all IDs.", 404)
     return urllib.parse.quote(name, safe="")
 
 
@@ -262,6 +262,6 @@ def _problem(response: httpx.Response) -> PfmsProblem:
         return PfmsProblem(
             f"http-{status}",
             f"the server answered {status}: {words}",
-            "It does not answer as pfms does: is this its address?",
+            "This is not how pfms answers: is the address right?",
             status,
         )

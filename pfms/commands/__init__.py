@@ -1,1 +1,1 @@
-"""The commands of the command line: each says what a library call did, and how to mend it."""
+"""The commands: each reports what a library call did, and how to fix what went wrong."""

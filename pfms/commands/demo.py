@@ -1,4 +1,4 @@
-"""`pfms demo`: the whole way once, and how to go on from there."""
+"""`pfms demo`: one complete run, and what to try next."""
 
 import signal
 import sys
@@ -16,20 +16,21 @@ from pfms.commands.output import FAILED, INTERRUPTED, fail
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to", metavar="DIR")] = Path("demo"),
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Which phantom [default: one and the same]")
+        int | None, typer.Option(min=0, help="Which phantom [default: always the same]")
     ] = None,
     examples: Annotated[
         Path | None, typer.Option(help="Folder of demo_model.pth and phantoms.py", metavar="DIR")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda:0")] = "auto",
     keep_running: Annotated[
-        bool, typer.Option("--keep-running", help="Serve on afterwards, until Ctrl-C")
+        bool,
+        typer.Option("--keep-running", help="Keep the server running afterwards, until Ctrl-C"),
     ] = False,
 ) -> None:
-    """Segment a phantom by the real plugin behind a real server, step by step."""
+    """Segment a phantom with the real plugin behind a real server, step by step."""
     from pfms.client.transport import ClientError
     from pfms.commands.progress import display
-    from pfms.local.demo import EXAMPLES, SEED, DemoFailed, ending, this_command
+    from pfms.local.demo import EXAMPLES, SEED, DemoFailed, this_command, what_next
     from pfms.local.demo import demo as run
 
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -43,9 +44,9 @@ def demo(
             device=device,
             watching=display if sys.stderr.isatty() else nullcontext,
         ) as (found, url):
-            typer.echo(ending(out, found, this_command()))
+            typer.echo(what_next(out, found, this_command()))
             if keep_running:
-                typer.echo(f"\nThe server goes on at {url}; Ctrl-C ends it.")
+                typer.echo(f"\nThe server keeps running at {url}; Ctrl-C stops it.")
                 with suppress(KeyboardInterrupt):
                     Event().wait()
     except DemoFailed as error:

@@ -1,4 +1,4 @@
-"""`pfms infer`: a volume there, its segmentation back."""
+"""`pfms infer`: send a volume, get its segmentation back."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -42,25 +42,25 @@ def infer(
         Literal["labels", "onehot", "logits"],
         typer.Option(help="labels: 0 and 1; onehot, logits: what the plugin wrote"),
     ] = "labels",
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
     server: ServerOption = DEFAULT_SERVER,
     as_json: JsonOption = False,
 ) -> None:
-    """Segment a volume on a server, and save what comes out. Ctrl-C cancels the run."""
+    """Segment a volume on a server, and save the result. Ctrl-C cancels the run."""
     from pfms.commands.progress import display
 
     target = _target(volume, out, resultant)
     if target.exists() and not force:
-        fail(f"{target} is there already", "--force replaces it, -o names another file.")
+        fail(f"{target} already exists", "--force replaces it, -o names another file.")
     if not target.parent.is_dir():
-        fail(f"there is no folder {target.parent}", "Make it, or name another file with -o.")
+        fail(f"there is no folder {target.parent}", "Create it, or name another file with -o.")
     with server_client(server) as client, display() as show:
         try:
             job = client.infer(volume, model, target, resultant=resultant, on_update=show)
         except KeyboardInterrupt:
             fail(*_cancelled(client, show.last), INTERRUPTED)
     if job is None:
-        _warn("this server keeps no jobs and may not know --resultant: look at what it sent")
+        _warn("this server keeps no jobs and may not know --resultant: check what it sent")
     for warning in job["warnings"] if job else ():
         _warn(warning)
     if as_json:
@@ -80,14 +80,14 @@ def _target(volume: Path, out: Path | None, resultant: str) -> Path:
 
 
 def _cancelled(client: "PfmsClient", last: "Update | None") -> tuple[str, str]:
-    """Cancel what was started; what to say of it."""
+    """Cancel what was started; return what to say about it."""
     from pfms.client.transport import ClientError
 
     if last is not None and last.stage == "checking":
         remedy = "If it was accepted, `pfms jobs list` shows it."
-        return "interrupted while the server looked at the volume", remedy
+        return "interrupted while the server was checking the volume", remedy
     if last is None or last.job is None:
-        return "interrupted before the volume was there", "Nothing runs."
+        return "interrupted before the volume was sent", "Nothing is running."
     try:
         state = client.cancel(last.job)["state"]
     except ClientError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pfms.client.transport import Json
 
 app = typer.Typer(
-    help="The jobs of a server: list, show, log, cancel, rm; reindex of a workspace.",
+    help="The jobs of a server: list, show, log, cancel, rm; reindex a workspace.",
     no_args_is_help=True,
 )
 
@@ -33,11 +33,11 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 def list_jobs(
     state: Annotated[State | None, typer.Option(help="Only those in this state")] = None,
     model: Annotated[str | None, typer.Option(help="Only those of this model")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many")] = 20,
     server: ServerOption = DEFAULT_SERVER,
     as_json: JsonOption = False,
 ) -> None:
-    """List the jobs, the newest first."""
+    """List the jobs, newest first."""
     with server_client(server) as client:
         jobs = client.jobs(state=state, model_id=model, limit=limit)
     if as_json:
@@ -51,7 +51,7 @@ def list_jobs(
 
 @app.command()
 def show(job_id: JobID, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
-    """Show what is known of a job."""
+    """Show what is known about a job."""
     with server_client(server) as client:
         job = client.job(job_id)
     if as_json:
@@ -84,16 +84,18 @@ def show(job_id: JobID, server: ServerOption = DEFAULT_SERVER, as_json: JsonOpti
 @app.command()
 def log(
     job_id: JobID,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it ends")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends")
+    ] = False,
     server: ServerOption = DEFAULT_SERVER,
 ) -> None:
-    """Print what the plugin wrote."""
+    """Print what the plugin printed."""
     with server_client(server) as client:
         try:
             for piece in client.log(job_id, follow):
                 sys.stdout.buffer.write(piece)
                 sys.stdout.buffer.flush()
-        except KeyboardInterrupt:  # of the reader, not of the job
+        except KeyboardInterrupt:  # ends the reading, not the job
             return
 
 
@@ -101,7 +103,7 @@ def log(
 def cancel(
     job_id: JobID, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False
 ) -> None:
-    """Ask for the end of a job that waits or runs."""
+    """Cancel a job that is waiting or running."""
     with server_client(server) as client:
         before = client.job(job_id)
         job = client.cancel(job_id)
@@ -110,7 +112,7 @@ def cancel(
     elif before["state"] in ("queued", "running"):
         typer.echo(f"{job_id} is being cancelled")
     else:
-        typer.echo(f"{job_id} had ended already: {job['state']}")
+        typer.echo(f"{job_id} had already ended: {job['state']}")
 
 
 @app.command()
@@ -126,7 +128,7 @@ def rm(
     with server_client(server) as client:
         for job_id in job_ids:
             client.remove_job(job_id, purge_voxels=purge_voxels)
-            typer.echo(f"{job_id} {'has no voxels any more' if purge_voxels else 'is removed'}")
+            typer.echo(f"{job_id} {'no longer has voxels' if purge_voxels else 'is removed'}")
 
 
 @app.command()
@@ -135,14 +137,17 @@ def reindex(
         Path | None, typer.Option(help="The folder of models and jobs [default: the setting]")
     ] = None,
 ) -> None:
-    """Build the jobs table of a workspace anew from its folders. No server may use it."""
+    """Rebuild the jobs table of a workspace from its folders, while no server uses it."""
     from pfms.jobs.table import Records
     from pfms.settings import load_settings
     from pfms.storage.workspace import Workspace
 
     place = Workspace(load_settings(workspace=workspace).workspace)
     if not place.jobs.is_dir():
-        fail(f"{place.root} is no workspace: it has no folder 'jobs'", "Name one: --workspace DIR.")
+        fail(
+            f"{place.root} is not a workspace: it has no folder 'jobs'",
+            "Name one: --workspace DIR.",
+        )
     place.open()
     try:
         records = Records(place)
@@ -172,5 +177,5 @@ def _outcome(job: "Json") -> str:
         purged = ", voxels purged" if job["purged_at"] else ""
         return f"spleen {job['segmentation']['spleen_ml']:.1f} ml{purged}"
     if job["place"] is not None:
-        return f"{job['place']} before it"
+        return f"{job['place']} ahead of it"
     return str(job["progress"]["stage"])

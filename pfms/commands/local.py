@@ -16,7 +16,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def replay(folder: Path, *, keep: bool, as_json: bool) -> None:
-    """Run a job again and say what came of it."""
+    """Run a job again and report the outcome."""
     from pfms.local.replay import CannotReplay
     from pfms.local.replay import replay as run
 
@@ -32,16 +32,16 @@ def replay(folder: Path, *, keep: bool, as_json: bool) -> None:
     if as_json:
         print_json(outcome.to_dict())
     else:
-        for line in told(outcome):
+        for line in report(outcome):
             typer.echo(line)
     if not outcome.same:
         raise typer.Exit(FAILED)
 
 
-def told(outcome: "Replay") -> list[str]:
-    """What came of a replay, in lines."""
+def report(outcome: "Replay") -> list[str]:
+    """The outcome of a replay, in lines."""
     took = f"({outcome.seconds:.1f} s)"
-    kept = [f"what it wrote: {outcome.rerun}"] if outcome.rerun else []
+    kept = [f"its output: {outcome.rerun}"] if outcome.rerun else []
     if outcome.same:
         return [f"same voxels: sha256 {outcome.voxels_sha256} {took}", *kept]
     if outcome.error is not None:
@@ -57,7 +57,7 @@ def told(outcome: "Replay") -> list[str]:
     for name, (then, now) in outcome.changed.items():
         lines.append(f"{name}: {then} then, {now} now")
     if not outcome.changed:
-        lines.append("versions, processor and weights are those of the record")
+        lines.append("versions, processor and weights match the record")
     return lines + kept
 
 
@@ -74,7 +74,7 @@ def doctor(overrides: dict[str, Any], *, as_json: bool) -> None:
         checks = [Check("settings", "fail", error.detail, error.remedy)]
     else:
         if sys.stderr.isatty():
-            typer.echo("Starting the plugin and asking torch, some seconds ...", err=True)
+            typer.echo("Starting the plugin and querying torch, a few seconds ...", err=True)
         checks = examine(settings)
     healthy = all(check.status != "fail" for check in checks)
     if as_json:

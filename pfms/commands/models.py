@@ -51,7 +51,7 @@ def add(
 ) -> None:
     """Store weights on the server, which checks that the plugin can use them.
 
-    A model of that ID is replaced; runs keep the weights they started with.
+    A model with that ID is replaced; runs keep the weights they started with.
     """
     from pfms.commands.progress import display
 
@@ -69,7 +69,7 @@ def add(
 def show(
     model_id: ModelID, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False
 ) -> None:
-    """Show what is known of a model."""
+    """Show what is known about a model."""
     with server_client(server) as client:
         model = client.model(model_id)
     if as_json:

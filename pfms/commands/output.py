@@ -1,4 +1,4 @@
-"""What the commands share: the server they talk to, tables, and how an error is told."""
+"""What the commands share: the server they talk to, tables, and how errors are reported."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pfms.client.transport import PfmsProblem
 
 FAILED = 1  # the run did
-USAGE = 2  # or refused by the server: the caller can mend it
+USAGE = 2  # or refused by the server: the caller can fix it
 UNREACHABLE = 3
 INTERRUPTED = 130  # by Ctrl-C, as shells expect it
 
@@ -26,7 +26,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 
 
 def fail(detail: str, remedy: str = "", code: int = USAGE) -> NoReturn:
-    """Tell what is wrong in one line, and end."""
+    """Print what is wrong in one line, and exit."""
     typer.echo(f"pfms: {sentence(detail)} {remedy}".rstrip(), err=True)
     raise typer.Exit(code)
 
@@ -45,7 +45,7 @@ def server_client(url: str) -> Iterator["PfmsClient"]:
     try:
         client = PfmsClient(url)
     except ValueError as error:
-        fail(str(error), "A server is named as http://HOST:PORT.")
+        fail(str(error), "Name a server as http://HOST:PORT.")
     try:
         with client:
             yield client
@@ -61,19 +61,19 @@ def _words(problem: "PfmsProblem") -> tuple[str, str]:
 
 
 def _exit_code(problem: "PfmsProblem") -> int:
-    """A job that failed has no status; else what is no fault of the server was refused."""
+    """A failed job has no status; of the rest, what is not the server's fault is a refusal."""
     if problem.status is not None and (problem.status < 500 or problem.code in _NOT_NOW):
         return USAGE
     return FAILED
 
 
 def print_json(value: Any) -> None:
-    """For scripts."""
+    """Print JSON for scripts."""
     typer.echo(json.dumps(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Aligned words, nothing cut off: an ID that is to be copied is never broken."""
+    """Print aligned columns, never cut off or wrapped, so that IDs can be copied."""
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

@@ -1,4 +1,4 @@
-"""How far a call is: a bar on a terminal, else a line a stage. Both on stderr."""
+"""Shows the progress of a call on stderr: a bar on a terminal, otherwise a line per stage."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from pfms.commands.output import size
 
 _WORDS = {
     "uploading": "sending",
-    "checking": "the server looks at it",
+    "checking": "the server is checking it",
     "waiting": "waiting",
     "loading": "starting the plugin",
     "inferring": "segmenting",
@@ -27,7 +27,7 @@ class Display(Protocol):
     last: Update | None
 
     def __call__(self, update: Update) -> None:
-        """Show how far it is."""
+        """Show an update."""
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -39,14 +39,14 @@ class Display(Protocol):
 
 
 def display() -> Display:
-    """What suits where stderr goes."""
+    """The display that suits stderr."""
     return Bar() if sys.stderr.isatty() else Lines()
 
 
 def words(update: Update) -> str:
     """The stage, in words."""
     if update.stage == "waiting" and update.place:
-        return f"waiting, {update.place} before it"
+        return f"waiting, {update.place} ahead of it"
     return _WORDS.get(update.stage, update.stage)
 
 
@@ -64,7 +64,7 @@ class Lines:
         pass
 
     def __call__(self, update: Update) -> None:
-        """Say a new stage."""
+        """Print the stage if it is a new one."""
         self.last = update
         line = words(update)
         if line != self._said:
@@ -73,12 +73,12 @@ class Lines:
             if update.stage in ("uploading", "downloading") and update.total:
                 more = f" {size(update.total)}"
             elif update.stage == "loading" and update.expected:
-                more = f" (runs took about {update.expected:.0f} s lately)"
+                more = f" (recent runs took about {update.expected:.0f} s)"
             typer.echo(f"{line}{more}", err=True)
 
 
 class Bar:
-    """A bar that moves; nothing is left of it afterwards."""
+    """A bar that moves, and disappears afterwards."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -117,7 +117,7 @@ class Bar:
 
 
 class _Note:
-    """What stands beside the bar; formatted at each refresh, so that its clock runs."""
+    """The text beside the bar; formatted at each refresh, so that its clock runs."""
 
     def __init__(self, update: Update) -> None:
         self._update = update

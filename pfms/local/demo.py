@@ -1,4 +1,4 @@
-"""The whole way once, on a phantom: the real plugin behind a real server of the demo's own."""
+"""One complete run on a phantom: the real plugin behind a real server that the demo starts."""
 
 import ctypes
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from pfms.client.client import PfmsClient
 from pfms.client.transport import Json, OnUpdate, PfmsProblem, Update, tell
 
-SEED = 271_828  # a patient whom the demo weights have never met
+SEED = 271_828  # a patient that the demo weights were not trained on
 DICE_AT_LEAST = 0.8
 MODEL_ID = "demo"
 # Not resolved: in the image the package is /srv/pfms, a link to /app, and /srv has the examples.
@@ -31,11 +31,11 @@ _MIN_FREE_BYTES = 100 << 20  # a phantom is small, and a newcomer's disk may be 
 
 
 class DemoFailed(Exception):
-    """It did not come to a good end.
+    """The demo did not succeed.
 
     Attributes:
-        detail: Why, one sentence.
-        remedy: What to do about it, one sentence.
+        detail: Why, in one sentence.
+        remedy: What to do about it, in one sentence.
     """
 
     def __init__(self, detail: str, remedy: str = "") -> None:
@@ -50,8 +50,8 @@ class DemoResult:
 
     Attributes:
         job: As the server shows it.
-        dice: Of the segmentation and the truth.
-        folder: Of the job.
+        dice: Overlap of the segmentation and the truth, 0 to 1.
+        folder: The job's.
     """
 
     job: Json
@@ -61,7 +61,7 @@ class DemoResult:
 
 @dataclass
 class Steps:
-    """Says what is done, and the time that it took."""
+    """Announces each step, and says how long it took."""
 
     say: Callable[[str], None]
     count: int = 0
@@ -69,13 +69,13 @@ class Steps:
     since: float = 0.0
 
     def begin(self, title: str) -> None:
-        """Say what comes."""
+        """Announce a step."""
         self.count += 1
         self.since = time.monotonic()
         self.say(f"{self.count}. {title}")
 
     def done(self, words: str) -> None:
-        """Say what came of it."""
+        """Say how the step went."""
         self.say(f"   {words} ({time.monotonic() - self.since:.1f} s)")
 
 
@@ -89,25 +89,25 @@ def demo(
     device: str = "auto",
     watching: Callable[[], AbstractContextManager[OnUpdate | None]] = nullcontext,
 ) -> Iterator[tuple[DemoResult, str]]:
-    """Give what came out, and the URL of the server, which is stopped at the end of the `with`.
+    """Yield the outcome, and the URL of the server, which is stopped at the end of the `with`.
 
     Args:
         out: The folder for the results, and for the workspace of the server.
-        say: Gets each line.
+        say: Called with each line.
         examples: The folder of the demo weights and of `phantoms.py`.
         seed: Of the phantom.
         device: `auto`, `cpu` or `cuda:N`.
-        watching: Opened while the run goes on; told how far it is.
+        watching: A context around the run, whose value is called with the progress.
 
     Raises:
-        DemoFailed: It did not come to its end, or the Dice is below `DICE_AT_LEAST`.
+        DemoFailed: It did not finish, or the Dice is below `DICE_AT_LEAST`.
         ClientError: The server refused something, or the run failed.
     """
     for name in (_WEIGHTS, _PHANTOMS):
         if not (examples / name).is_file():
             raise DemoFailed(
                 f"there is no {name} in {examples}",
-                "It is part of a clone of pfms: name its folder, pfms demo --examples DIR.",
+                "It is part of a clone of pfms: name its folder with pfms demo --examples DIR.",
             )
     out.mkdir(parents=True, exist_ok=True)
     steps = Steps(say)
@@ -116,7 +116,7 @@ def demo(
         steps.done(url)
         steps.begin(f"Upload the demo weights as the model '{MODEL_ID}'")
         steps.done(_upload(client, examples / _WEIGHTS))
-        steps.begin("Make a phantom: a CT of nobody, in which the true spleen is known")
+        steps.begin("Make a phantom: a synthetic CT whose true spleen is known")
         steps.done(_make_phantom(out, examples / _PHANTOMS, seed))
         steps.begin("Send it over HTTP, and wait for its segmentation")
         with watching() as show:
@@ -126,11 +126,11 @@ def demo(
         found = DemoResult(job, dice_of(out), out / "workspace" / job["folder"])
         (out / "segmentation.png").write_bytes(client.preview(job["id"]))
         steps.done(f"spleen {job['segmentation']['spleen_ml']:.0f} ml, Dice {found.dice:.3f}")
-        say(f"All of it took {time.monotonic() - steps.begun:.1f} s.")
+        say(f"The whole demo took {time.monotonic() - steps.begun:.1f} s.")
         if found.dice < DICE_AT_LEAST:
             raise DemoFailed(
-                f"the Dice is {found.dice:.3f}, and {DICE_AT_LEAST} was expected",
-                f"Look at {out / 'segmentation.png'}, and into {found.folder / 'plugin.log'}.",
+                f"the Dice is {found.dice:.3f}, less than the expected {DICE_AT_LEAST}",
+                f"Look at {out / 'segmentation.png'} and {found.folder / 'plugin.log'}.",
             )
         yield found, url
 
@@ -174,7 +174,7 @@ def _upload(client: PfmsClient, weights: Path) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:
         if client.model(MODEL_ID)["upload_sha256"] == digest:
-            return "it is there from last time"
+            return "already there from last time"
     except PfmsProblem as problem:
         if problem.code != "model-not-found":
             raise
@@ -198,10 +198,10 @@ def _make_phantom(out: Path, program: Path, seed: int) -> str:
 
 @contextmanager
 def _server(out: Path, device: str) -> Iterator[str]:
-    """The URL of a server whose workspace is in `out`; it is stopped afterwards."""
+    """Run a server whose workspace is in `out`; yield its URL."""
     argv = [sys.executable, "-m", "pfms", "serve", "--host", "127.0.0.1", "--port", "0"]
     argv += ["--workspace", str(out / "workspace"), "--device", device]
-    # Whoever stops the demo waits for nothing that runs.
+    # Whoever stops the demo should not have to wait for a run.
     settings = {"PFMS_MIN_FREE_BYTES": str(_MIN_FREE_BYTES), "PFMS_DRAIN_SECONDS": "0"}
     log = out / "server.log"
     with log.open("wb") as stderr:
@@ -212,7 +212,7 @@ def _server(out: Path, device: str) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            start_new_session=True,  # Ctrl-C is for us, and we end it
+            start_new_session=True,  # Ctrl-C reaches only us, and we stop the server
             preexec_fn=_end_with_parent,
         )
     try:
@@ -229,7 +229,7 @@ def _server(out: Path, device: str) -> Iterator[str]:
 
 
 def _end_with_parent() -> None:
-    """Let the kernel end this child when its parent is killed, and so cannot do it (Linux)."""
+    """Let the kernel end this child if its parent is killed and cannot do it (Linux)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -247,18 +247,18 @@ def _url_of(process: subprocess.Popen[str], log: Path) -> str:
         process.wait()
         raise DemoFailed(
             f"the server did not start: {_last_line(log.read_text(errors='replace'))}",
-            f"`pfms doctor` looks closer; its log is {log}.",
+            f"Run `pfms doctor` for a closer look; the server's log is {log}.",
         )
     return line.split()[3]
 
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"
 
 
 def this_command() -> str:
-    """How to type `pfms` here, where its environment need not be active."""
+    """How to type `pfms` here, even if its environment is not active."""
     own = Path(sys.executable).with_name("pfms")
     found = shutil.which("pfms")
     if (found and Path(found) == own) or not own.exists():
@@ -267,12 +267,12 @@ def this_command() -> str:
     return str(own.relative_to(here) if own.is_relative_to(here) else own)
 
 
-def ending(out: Path, found: DemoResult, pfms: str) -> str:
-    """What came out, and how to go on from here; `pfms` is how to type it."""
+def what_next(out: Path, found: DemoResult, pfms: str) -> str:
+    """The files that the demo wrote, and what to try next; `pfms` is how to type it."""
     api = "http://127.0.0.1:2024/api/v1/spleenseg"
     return f"""
 In {out}:
-  segmentation.png      slices through the spleen, the mask drawn on them: have a look
+  segmentation.png      slices through the spleen with the mask drawn on them: have a look
   segmentation.nii.gz   0 background, 1 spleen, on the grid of ct.nii.gz
   ct.nii.gz             the phantom; truth.nii.gz is its true spleen
 The run is kept, with its log and record, and can be run again:

@@ -1,4 +1,4 @@
-"""Looks whether this machine can serve, deeper than a start does, and says what to do about it."""
+"""Checks whether this machine can serve, more closely than a start does; with remedies."""
 
 import fcntl
 import os
@@ -25,13 +25,13 @@ Look = Callable[[], Check]
 
 GIB = 2**30
 SHM_WANTED = GIB
-SHM_TOO_SMALL = 64 << 20  # what a container has if nobody says otherwise; it is not enough
+SHM_TOO_SMALL = 64 << 20  # a container's default, which is not enough
 SOCKET_PATH = 107  # bytes, Linux
 SOCKET_NAME = len("/pymp-xxxxxxxx/listener-xxxxxxxx")  # what multiprocessing adds
 
 
 def examine(settings: Settings) -> list[Check]:
-    """Look at everything; takes as long as the plugin takes to start. It changes nothing."""
+    """Check everything; takes as long as the plugin takes to start. Changes nothing."""
     with TemporaryDirectory(prefix="pfms-doctor-") as scratch, ThreadPoolExecutor() as threads:
         host = host_facts(Path(scratch) / "home")
         looks = [
@@ -79,7 +79,7 @@ def check_user(host: HostFacts) -> Check:
     if host.spare_home is not None:
         odd.append("HOME cannot be written, so runs get one in the workspace")
     if odd:
-        remedy = "Runs work so; spleenseg by hand needs the same (see command.sh)."
+        remedy = "Runs work like this; spleenseg by hand needs the same (see command.sh)."
         return Check("user", "warn", "; ".join(odd), remedy)
     return Check("user", "ok", f"{pwd.getpwuid(os.getuid()).pw_name}, home {Path.home()}")
 
@@ -97,7 +97,7 @@ def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:  # noqa: S108
 
 
 def judge_shared_memory(total: int, free: int) -> Check:
-    """What so many bytes of it are worth. Pure."""
+    """Judge how much of it there is, in bytes."""
     detail = f"{_size(free)} of {_size(total)} are free"
     remedy = "Give the container more: docker run --shm-size=2g (or --ipc=host)."
     if free < total / 2:
@@ -110,12 +110,12 @@ def judge_shared_memory(total: int, free: int) -> Check:
 
 
 def check_temporary_folder(folder: Path | None = None) -> Check:
-    """The plugin's DataLoader workers have sockets in it; where they can't, a run hangs."""
+    """The plugin's DataLoader workers put sockets in it; if they cannot, a run hangs."""
     folder = folder or Path(gettempdir())
     if folder == Path.cwd():  # what Python takes when it finds no other
         detail = "neither TMPDIR nor /tmp can be written"
     elif len(bytes(folder)) + SOCKET_NAME > SOCKET_PATH:
-        detail = f"{folder} is too long a path for sockets in it"
+        detail = f"the path {folder} is too long for sockets in it"
     else:
         return Check("temporary folder", "ok", str(folder))
     remedy = "Mount a tmpfs at /tmp, or set TMPDIR to a folder with a short path."
@@ -123,7 +123,7 @@ def check_temporary_folder(folder: Path | None = None) -> Check:
 
 
 def check_workspace(root: Path) -> Check:
-    """Whether this user may write there, and who does already."""
+    """Whether this user may write there, and whether a server already does."""
     there = _nearest(root)
     if not os.access(there, os.W_OK | os.X_OK):
         remedy = "Set PFMS_WORKSPACE to a folder that this user may write to."
@@ -152,7 +152,7 @@ def _holder(lock: Path) -> str | None:
 
 
 def check_disk(root: Path, wanted: int) -> Check:
-    """Below PFMS_MIN_FREE_BYTES uploads are refused."""
+    """Below PFMS_MIN_FREE_BYTES, uploads are refused."""
     free = shutil.disk_usage(_nearest(root)).free
     detail = f"{_size(free)} are free, PFMS_MIN_FREE_BYTES is {_size(wanted)}"
     if free < wanted:
@@ -166,13 +166,13 @@ def check_port(host: str, port: int) -> Check:
     from pfms.server import listen
 
     if port == 0:
-        return Check("port", "ok", "a free one is taken")
+        return Check("port", "ok", "a free one will be picked")
     try:
         listen(host, port).close()
     except StartError as error:
         if version := _pfms_at(host, port):
-            detail = f"pfms {version} listens on {host} port {port} already"
-            return Check("port", "warn", detail, "A second one needs another: PFMS_PORT.")
+            detail = f"pfms {version} already listens on {host} port {port}"
+            return Check("port", "warn", detail, "A second server needs another port: PFMS_PORT.")
         return Check("port", "fail", error.detail, error.remedy)
     return Check("port", "ok", f"{host} port {port} is free")
 
@@ -192,8 +192,8 @@ def _pfms_at(host: str, port: int) -> str | None:
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or what of it is there."""
-    # not Path.exists, which raises where this user may not look
+    """The path, or the nearest folder above it that exists."""
+    # not Path.exists, which raises if this user may not look there
     return next(each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110
 
 

@@ -1,4 +1,4 @@
-"""What `pfms doctor` asks of the plugin and its Python, each in a process as a run has it."""
+"""The checks of `pfms doctor` on the plugin and its Python, each in a process like a run's."""
 
 import json
 import os
@@ -21,18 +21,18 @@ from pfms.programs import WEIGHTS_CHILD
 Status = Literal["ok", "warn", "fail"]
 
 _CHILD_SECONDS = 180
-_CURE_PLUGIN = "`make install` in a clone of pfms builds an environment in which it starts."
+_REPAIR = "`make install` in a clone of pfms builds an environment in which it starts."
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The outcome of one check.
 
     Attributes:
-        name: What.
-        status: `fail` where pfms cannot work so; `warn` where it can, but worse.
-        detail: What was found, one sentence.
-        remedy: What to do about it; empty where all is well.
+        name: What was checked.
+        status: `fail` if pfms cannot work like this; `warn` if it can, but not well.
+        detail: What was found, in one sentence.
+        remedy: What to do about it; empty if all is well.
     """
 
     name: str
@@ -47,13 +47,13 @@ class Check:
 
 @dataclass(frozen=True)
 class TorchFacts:
-    """What torch, asked in a process of its own, says of itself.
+    """What torch reports about itself in a process of its own.
 
     Attributes:
-        version: Of torch; empty where it cannot be imported.
+        version: Of torch; empty if it cannot be imported.
         cuda: The CUDA version that it was built for; None for a CPU build.
-        works: By device, an empty text where a sum on it came out right, else what went wrong.
-        error: Why it cannot be asked; empty where it can.
+        works: By device: empty if a sum on it came out right, otherwise what went wrong.
+        error: Why torch cannot be queried; empty if it can.
     """
 
     version: str = ""
@@ -63,7 +63,7 @@ class TorchFacts:
 
 
 def check_plugin(command: PluginCommand, environment: Mapping[str, str]) -> Check:
-    """Whether it really starts: asked for its help, it imports all that it needs.
+    """Whether it really starts: to print its help, it imports all that it needs.
 
     Args:
         command: The plugin's.
@@ -72,12 +72,12 @@ def check_plugin(command: PluginCommand, environment: Mapping[str, str]) -> Chec
     shown = " ".join(command.argv)
     ended = _ask((*command.argv, "--help"), child_environment(environment))
     if isinstance(ended, str):
-        return Check("plugin", "fail", f"{shown}: {ended}", _CURE_PLUGIN)
+        return Check("plugin", "fail", f"{shown}: {ended}", _REPAIR)
     if ended.returncode != 0:
         why = _how_it_ended(ended)
-        remedy = _CURE_PLUGIN
+        remedy = _REPAIR
         if "numpy" in why:
-            remedy = f"It needs numpy before 2: pip install 'numpy<2'. {_CURE_PLUGIN}"
+            remedy = f"It needs numpy before 2: pip install 'numpy<2'. {_REPAIR}"
         return Check("plugin", "fail", f"{shown} does not start: {why}", remedy)
     version = plugin_version(command)
     return Check("plugin", "ok", f"{shown} starts{f', version {version}' if version else ''}")
@@ -101,7 +101,7 @@ def check_weights_child(command: PluginCommand) -> Check:
             "model check",
             "fail",
             f"the plugin's network cannot be imported by {command.interpreter}: {why}",
-            f"Uploads of models need it. {_CURE_PLUGIN}",
+            f"Uploads of models need it. {_REPAIR}",
         )
     return Check(
         "model check", "ok", f"the plugin's network has {ended.stdout.split()[-1]} tensors"
@@ -116,7 +116,7 @@ works = {}
 for name in ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]:
     try:
         right = float((torch.ones(1000, device=name) * 2).sum()) == 2000
-        works[name] = "" if right else "it adds up wrongly"
+        works[name] = "" if right else "it adds up incorrectly"
     except Exception as error:
         works[name] = str(error).strip().splitlines()[0]
 print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "works": works}))
@@ -146,17 +146,17 @@ def ask_torch(command: PluginCommand, environment: Mapping[str, str]) -> TorchFa
 
 
 def judge_devices(chosen: Sequence[str], driver: tuple[int, int], torch: TorchFacts) -> Check:
-    """What the devices are worth. Pure.
+    """Judge the devices.
 
     Args:
         chosen: Where runs would go.
         driver: How many GPUs the NVIDIA driver has, and the CUDA major version it supports.
-        torch: What torch says.
+        torch: What torch reports.
     """
     gpus, supported = driver
     if torch.error or torch.works is None:
-        detail = f"torch cannot be asked: {torch.error}"
-        return Check("devices", "fail", detail, _CURE_PLUGIN)
+        detail = f"torch cannot be queried: {torch.error}"
+        return Check("devices", "fail", detail, _REPAIR)
     for name in chosen:
         trouble = torch.works.get(name, "torch does not see it")
         if trouble:
@@ -172,14 +172,16 @@ def judge_devices(chosen: Sequence[str], driver: tuple[int, int], torch: TorchFa
     elif int(torch.cuda.split(".")[0]) > supported:
         remedy = f"The driver supports CUDA {supported}.x: update it, or install an older torch."
     else:
-        remedy = "PFMS_DEVICES or CUDA_VISIBLE_DEVICES hides them; if that is meant, all is well."
+        remedy = (
+            "PFMS_DEVICES or CUDA_VISIBLE_DEVICES hides them; if that is intended, all is well."
+        )
     return Check("devices", "warn", detail, remedy)
 
 
 def _ask(
     argv: Sequence[str], environment: Mapping[str, str]
 ) -> subprocess.CompletedProcess[str] | str:
-    """Run a program in just this environment; what it wrote, or why it did not end."""
+    """Run a program in exactly this environment; return its output, or why it did not end."""
     with tempfile.TemporaryDirectory(prefix="pfms-doctor-") as folder:
         try:
             process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Runs a job's saved command again, and says whether the voxels are those of its record."""
+"""Runs a job's saved command again, and says whether its voxels match the record."""
 
 import asyncio
 import os
@@ -30,11 +30,11 @@ _GRACE_SECONDS = 2.0
 
 
 class CannotReplay(Exception):
-    """The folder is none that can be run again.
+    """The job in the folder cannot be run again.
 
     Attributes:
-        detail: Why, one sentence.
-        remedy: What to do about it, one sentence.
+        detail: Why, in one sentence.
+        remedy: What to do about it, in one sentence.
     """
 
     def __init__(self, detail: str, remedy: str) -> None:
@@ -45,9 +45,9 @@ class CannotReplay(Exception):
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two label volumes: how many of all voxels differ, and their Dice (1 where both are empty).
+    """Of two label volumes: how many voxels differ, of how many, and their Dice.
 
-    `voxels` counts those of one volume.
+    The Dice is 1 if both are empty.
     """
 
     differing: int
@@ -57,18 +57,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of running a job again.
+    """The outcome of running a job again.
 
     Attributes:
         job: Its ID.
-        same: The voxels are those of the record.
-        seconds: The rerun took.
-        recorded_sha256: Of the labels' voxels, by the record.
-        voxels_sha256: Of the rerun's; None where it failed.
-        error: Why it failed, one line; None where it did not.
-        difference: Between both results, where they differ and the recorded one is in the folder.
-        changed: What is not as in the record, by name: as it was, as it is.
-        rerun: The folder of what the rerun wrote; None where it was removed.
+        same: Whether the voxels match the record.
+        seconds: How long the rerun took.
+        recorded_sha256: Of the labels' voxels in the record.
+        voxels_sha256: Of the rerun's; None if it failed.
+        error: Why it failed, one line; None if it did not.
+        difference: Between both results, if they differ and the recorded one is in the folder.
+        changed: What differs from the record, by name: as it was, as it is.
+        rerun: The folder of what the rerun wrote; None if it was removed.
     """
 
     job: str
@@ -93,11 +93,11 @@ def replay(
 
     Args:
         folder: Of a job, or of an unpacked bundle with its voxels.
-        keep: Leave what the rerun wrote, even where it is the same.
-        on_start: Called when nothing is in the way.
+        keep: Keep what the rerun wrote, even if it is the same.
+        on_start: Called just before the rerun starts.
 
     Raises:
-        CannotReplay: It is no such folder, its job has no result, or its voxels are gone.
+        CannotReplay: It is not such a folder, its job has no result, or its voxels are gone.
         KeyboardInterrupt: The rerun was interrupted; none of its processes is left.
     """
     tree = JobTree(folder.absolute())
@@ -143,19 +143,19 @@ def _recorded(tree: JobTree) -> tuple[Job, Segmentation]:
         job = Job.model_validate_json(tree.record.read_bytes())
     except OSError:
         raise CannotReplay(
-            f"{tree.root} is no job's folder: it has no job.json",
+            f"{tree.root} is not a job's folder: it has no job.json",
             "Name a folder below jobs/ of a workspace, or an unpacked bundle.",
         ) from None
     except ValueError:
         raise CannotReplay(
-            f"the job.json in {tree.root} is damaged, or of another version of pfms",
+            f"the job.json in {tree.root} is damaged, or was written by another version of pfms",
             "command.sh runs it again without a record.",
         ) from None
     if job.segmentation is None:
         why = f" ({job.error.code})" if job.error else ""
         raise CannotReplay(
             f"the job has no result to compare with: it is {job.state}{why}",
-            "command.sh runs it again, if it has run at all.",
+            "If it ever ran, command.sh runs it again.",
         )
     missing = [
         str(file.relative_to(tree.root))
@@ -165,14 +165,14 @@ def _recorded(tree: JobTree) -> tuple[Job, Segmentation]:
     if missing:
         purged = "its voxels were purged: " if job.purged_at else ""
         raise CannotReplay(
-            f"the job cannot be run again: {purged}{', '.join(missing)} is not there",
+            f"the job cannot be run again: {purged}missing {', '.join(missing)}",
             "A bundle with ?voxels=true holds all that is needed.",
         )
     return job, job.segmentation
 
 
 async def _run(tree: JobTree, rerun: Path) -> PluginExit:
-    # Beside our own Python first, as the service looks for the plugin.
+    # Look for the plugin beside our own Python first, as the service does.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
     return await run_in_group(
         ("/bin/sh", str(tree.command), str(rerun / tree.output.name)),
@@ -194,7 +194,7 @@ def _judge(
     tail = tail_of(log)
     verdict = PLUGIN.cause_of(plugin_exit, tail, onehot.is_file(), root=str(tree.root))
     own = [line for line in tail.splitlines() if line.startswith("command.sh: ")]
-    if plugin_exit.code and own:  # the script itself gave up: the plugin is not there, say
+    if plugin_exit.code and own:  # the script itself gave up, for example without a plugin
         return None, own[-1]
     try:
         if verdict.error is not None:
@@ -205,7 +205,7 @@ def _judge(
 
 
 def _difference(tree: JobTree, rerun: Path) -> Difference | None:
-    """Between the recorded labels and those of the rerun, if the former are there and readable."""
+    """Compare the rerun's labels with the recorded ones, if those are there and readable."""
     if not tree.segmentation.is_file():
         return None
     differing = common = marked = 0
@@ -227,7 +227,7 @@ def _difference(tree: JobTree, rerun: Path) -> Difference | None:
 
 
 def _changed(tree: JobTree, job: Job) -> dict[str, tuple[str, str]]:
-    """What decides about the voxels and is not as in the record."""
+    """What can change the voxels and differs from the record."""
     now = versions()
     now["weights"] = sha256_of(tree.model)
     then = {**job.versions, "weights": job.model.sha256}

@@ -1,6 +1,6 @@
-"""Looks at an uploaded volume before the plugin sees it, and makes the copy that the plugin gets.
+"""Checks an uploaded volume before the plugin sees it, and makes the copy that the plugin gets.
 
-The file format is in `reader`, the reading of the header's geometry in `place`.
+`reader` knows the file format, `place` what the header says about the geometry.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from pfms.volumes.place import Place, find_place
 from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)  # the plugin works in single precision
-_LONGEST_AXIS = 32_767  # the plugin writes NIfTI-1, which holds no longer one
+_LONGEST_AXIS = 32_767  # the plugin writes NIfTI-1, whose axes cannot be longer
 _AIR_IS_BELOW = -100.0  # Hounsfield units
 
-_ONE_VOLUME = "Send one 3-D volume: split a series (fslsplit), and leave out the colours."
+_ONE_VOLUME = "Send one 3-D volume without colours; split a series first (fslsplit)."
 _SMALLER_GRID = (
     "Check that its spacing is in millimetres: a header in metres or micrometres is the usual "
     "cause. If it is, crop the volume to the abdomen."
@@ -30,7 +30,7 @@ _SMALLER_GRID = (
 
 @dataclass(frozen=True)
 class VolumeLimits:
-    """What a volume may ask of the machine.
+    """What a volume may demand of the machine.
 
     Attributes:
         max_volume_bytes: Header and voxels, unpacked.
@@ -43,18 +43,18 @@ class VolumeLimits:
 
 @dataclass(frozen=True)
 class VolumeFacts:
-    """What was seen of a volume; nothing in it names a person.
+    """What is known about a volume; nothing in it identifies a person.
 
     Attributes:
         shape: Voxels along the stored axes (x, y, z).
         spacing: Millimetres along them.
-        orientation: Where each of them mostly runs, such as `RAS` or `LPS`.
+        orientation: The direction in which each of them mostly runs, such as `RAS` or `LPS`.
         dtype: The stored type, such as `int16`.
         affine: From voxel indices to millimetres in RAS, 4 x 4, row by row.
         nifti_version: 1 or 2.
-        minimum: The least value, scaled: Hounsfield units, if it is a CT.
-        maximum: The greatest value, scaled.
-        warnings: What a person should know before trusting the result, a sentence each.
+        minimum: The smallest value, scaled: Hounsfield units, if it is a CT.
+        maximum: The largest value, scaled.
+        warnings: What a person should know before trusting the result, one sentence each.
     """
 
     shape: tuple[int, int, int]
@@ -68,7 +68,7 @@ class VolumeFacts:
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the facts as JSON takes them."""
+        """Return the facts as JSON types."""
         return {
             "shape": list(self.shape),
             "spacing": list(self.spacing),
@@ -85,17 +85,17 @@ class VolumeFacts:
 def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFacts:
     """Check an upload, and put what the plugin gets at `target`: one gzipped 3-D volume.
 
-    An upload that is that already is moved there. Any other is written anew, without its header
-    extensions, with nothing after the last voxel, and with a header by which the plugin finds the
-    place that the client is told (`place`). Memory does not grow with the volume.
+    An upload that already is one is moved there. Any other is rewritten, without its header
+    extensions, with nothing after the last voxel, and with a header that makes the plugin place it
+    where the client is told it lies (`place`). Memory use does not grow with the volume.
 
     Args:
-        upload: What was sent; afterwards it may be gone.
+        upload: What was sent; it may be gone afterwards.
         target: Ends in `.nii.gz`, on the same file system; does not exist after an error.
-        limits: What it may ask of the machine.
+        limits: What it may demand of the machine.
 
     Raises:
-        NotANifti: By its bytes, whatever its name.
+        NotANifti: Its bytes say so, whatever its name.
         TruncatedNifti: It has fewer voxels than its header says, or its gzip stream is damaged.
         UnsupportedNifti: It is not one finite, scalar 3-D volume in a usable place and grid.
         TooLarge: It unpacks to more than `limits` or its own header allow.
@@ -106,7 +106,7 @@ def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFact
         place = find_place(source)
         _check_grid(shape, place.loaded, limits)
         as_it_is = source.gzipped and not source.extended and len(source.shape) == 3
-        as_it_is = as_it_is and place.mended is None
+        as_it_is = as_it_is and place.corrected is None
         if as_it_is:
             least, greatest, tail = _read_voxels(source)
             as_it_is = tail == 0
@@ -116,11 +116,11 @@ def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFact
         least, greatest, tail = _write_copy(upload, place, target)
     warnings = list(place.warnings)
     if tail:
-        warnings.append("What follows the last voxel in the file was left out.")
+        warnings.append("The bytes after the last voxel in the file were left out.")
     if least >= _AIR_IS_BELOW:
         warnings.append(
-            f"The volume does not look like Hounsfield units: nothing in it is below "
-            f"{_AIR_IS_BELOW:g} (its values run from {least:g} to {greatest:g})."
+            f"The volume does not look like Hounsfield units: none of its values is below "
+            f"{_AIR_IS_BELOW:g} (they run from {least:g} to {greatest:g})."
         )
     x, y, z = (float(length) for length in spacing_of(place.affine))
     return VolumeFacts(
@@ -142,7 +142,7 @@ def _shape(source: NiftiReader) -> tuple[int, int, int]:
     if len(shape) < 3:
         raise UnsupportedNifti(f"It has {len(shape)} axes ({said}), not three.", _ONE_VOLUME)
     if any(length != 1 for length in shape[3:]):
-        raise UnsupportedNifti(f"It is more than one volume: {said}.", _ONE_VOLUME)
+        raise UnsupportedNifti(f"It holds more than one volume: {said}.", _ONE_VOLUME)
     if min(shape[:3]) < 2:
         raise UnsupportedNifti(
             f"An axis has fewer than two voxels: {said}.", "Send the whole volume, not one slice."
@@ -155,8 +155,8 @@ def _shape(source: NiftiReader) -> tuple[int, int, int]:
 def _check_size(source: NiftiReader, limits: VolumeLimits) -> None:
     if source.size > limits.max_volume_bytes:
         raise TooLarge(
-            f"By its header it unpacks to {source.size:,} bytes, "
-            f"and this server takes {limits.max_volume_bytes:,}."
+            f"According to its header it unpacks to {source.size:,} bytes; "
+            f"this server accepts {limits.max_volume_bytes:,}."
         )
 
 
@@ -165,8 +165,8 @@ def _check_grid(shape: tuple[int, int, int], affine: Affine, limits: VolumeLimit
     if prod(grid) > limits.max_grid_voxels:
         raise UnsupportedNifti(
             f"Resampled to 1.5 x 1.5 x 2 mm, as the plugin does, it would have "
-            f"{' x '.join(map(str, grid))} voxels, and this server takes "
-            f"{limits.max_grid_voxels:,} in all.",
+            f"{' x '.join(map(str, grid))} voxels; this server accepts "
+            f"{limits.max_grid_voxels:,} in total.",
             _SMALLER_GRID,
         )
 
@@ -177,7 +177,7 @@ def _write_copy(upload: Path, place: Place, target: Path) -> tuple[float, float,
         appearing_whole(target) as part,
         GzipWriter(part) as copy,
     ):
-        header = (place.mended or source.stored).copy()
+        header = (place.corrected or source.stored).copy()
         if len(source.shape) > 3:
             header.set_data_shape(source.shape[:3])
         header["vox_offset"] = header.sizeof_hdr + len(place.note)
@@ -186,14 +186,14 @@ def _write_copy(upload: Path, place: Place, target: Path) -> tuple[float, float,
 
 
 def _read_voxels(source: NiftiReader, copy: GzipWriter | None = None) -> tuple[float, float, int]:
-    """Check every voxel, and write it on; give least, greatest and what follows the last, bytes."""
+    """Check and copy every voxel; return the least, the greatest and the bytes after the last."""
     least, greatest = inf, -inf
     for values in source.values(prod(source.shape)):
         low, high = values.min(), values.max()  # one NaN makes both NaN
         if not (isfinite(low) and isfinite(high)):
             raise UnsupportedNifti(
                 "A voxel is not a finite number.",
-                "Replace NaN and infinity, by -1024 say (air), and send it again.",
+                "Replace NaN and infinity, for example with -1024 (air), and send it again.",
             )
         least, greatest = min(least, low.item()), max(greatest, high.item())
         if copy:
@@ -201,13 +201,11 @@ def _read_voxels(source: NiftiReader, copy: GzipWriter | None = None) -> tuple[f
     tail = source.tail()
     if tail > TAIL:
         raise TooLarge(
-            "It goes on for more than a mebibyte after the last voxel that its header announces.",
-            "Make the file again from its source: header and voxels do not fit together.",
+            "It continues for more than a mebibyte after the last voxel that its header announces.",
+            "Recreate the file from its source: its header and its voxels do not match.",
         )
     steps = [end * source.slope for end in (least, greatest)]
     ends = sorted(step + source.intercept for step in steps)
     if max(map(abs, (source.slope, source.intercept, *steps, *ends))) > _FLOAT32_MAX:
-        raise UnsupportedNifti(
-            "A voxel is too great for single precision, in which the plugin works."
-        )
+        raise UnsupportedNifti("A voxel is too large for single precision, which the plugin uses.")
     return ends[0], ends[1], tail

@@ -1,4 +1,4 @@
-"""Where a volume lies in the patient, as nibabel, and as the plugin's loader, read its header.
+"""Where a volume lies in the patient, as nibabel and the plugin's loader read its header.
 
 All affines are 4 x 4, from voxel indices (i, j, k) to millimetres in RAS.
 """
@@ -27,10 +27,10 @@ _UNITS = (
 
 
 def header_affine(header: Nifti1Header) -> Affine:
-    """Give the affine that nibabel takes: the sform if it has a code, else the qform, else a guess.
+    """Return nibabel's affine: the sform if it has a code, otherwise the qform or a guess.
 
     Raises:
-        UnsupportedNifti: It is not finite, singular, or nowhere near the size of a patient.
+        UnsupportedNifti: It is singular, not finite, or nowhere near the size of a patient.
     """
     try:
         with np.errstate(all="ignore"):
@@ -42,12 +42,12 @@ def header_affine(header: Nifti1Header) -> Affine:
 
 
 def loaded_affine(header: Nifti1Header) -> Affine:
-    """Give the affine that the plugin works with: nearly always that of `header_affine`.
+    """Return the affine that the plugin works with: nearly always that of `header_affine`.
 
-    Where its reader does not believe the sform, it takes the qform in its place, whatever its code.
+    If its reader does not believe the sform, it uses the qform instead, whatever the qform's code.
 
     Raises:
-        UnsupportedNifti: As `header_affine`, for either.
+        UnsupportedNifti: As for `header_affine`, about either of them.
     """
     affine = header_affine(header)
     pixdim = header["pixdim"][1:4].astype(np.float64)
@@ -70,14 +70,14 @@ def same(one: Affine, other: Affine) -> bool:
 
 
 def spacing_of(affine: Affine) -> Floats:
-    """Give the distance of neighbouring voxels along the three stored axes, millimetres."""
+    """Return the distance between neighbouring voxels along the three stored axes, millimetres."""
     with np.errstate(all="ignore"):
         lengths: Floats = np.sqrt(np.sum(affine[:3, :3] ** 2, axis=0))
     return lengths
 
 
 def voxel_millilitres(affine: Affine) -> float:
-    """Give the volume of one voxel."""
+    """Return the volume of one voxel."""
     return float(abs(np.linalg.det(affine[:3, :3]))) / 1000.0
 
 

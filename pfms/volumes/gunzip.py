@@ -1,4 +1,4 @@
-"""Reads a gzip file member by member, so that what follows the last one is told from damage."""
+"""Reads a gzip file member by member, so that trailing bytes can be told from damage."""
 
 import os
 from typing import BinaryIO
@@ -15,13 +15,13 @@ class DamagedGzip(Exception):
 
 
 class GzipStream:
-    """What the members of a gzip file hold, one after the other; read forwards, once.
+    """The contents of a gzip file's members, one after the other; read forwards, once.
 
     Zeros between members and after the last one are padding, as for gzip itself. Anything else
     that is not a member ends the stream.
 
     Attributes:
-        members: How many have been begun.
+        members: How many have been started.
         stray: Bytes of the file that are not part of a whole member, as far as is known: from the
             first byte after the members, or from the start of a damaged one, to the file's end.
     """
@@ -37,7 +37,7 @@ class GzipStream:
         self.stray = 0
 
     def read(self, size: int) -> bytes:
-        """Give the next `size` bytes, or fewer at the end.
+        """Return the next `size` bytes, or fewer at the end.
 
         Raises:
             DamagedGzip: The stream goes wrong before that.
@@ -48,7 +48,7 @@ class GzipStream:
         return b"".join(pieces) if len(pieces) > 1 else piece
 
     def read1(self, size: int) -> bytes:
-        """Give what is at hand, at least one byte and at most `size`; nothing at the end.
+        """Return what is available, at least one byte and at most `size`; nothing at the end.
 
         Raises:
             DamagedGzip: The stream goes wrong here.

@@ -1,4 +1,4 @@
-"""Turns what the plugin wrote into labels in the volume's own grid, and checks it on the way."""
+"""Turns the plugin's output into labels on the volume's own grid, and checks it on the way."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ class LabelFacts:
     """What was segmented.
 
     Attributes:
-        spleen_voxels: Voxels of label 1.
+        spleen_voxels: How many voxels have label 1.
         spleen_ml: Their volume in millilitres.
         voxels_sha256: Of the label bytes, unpacked, in file order, without the header.
     """
@@ -45,19 +45,18 @@ class LabelFacts:
 def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
     """Write the plugin's segmentation as labels: uint8, 0 background and 1 spleen.
 
-    The labels have the grid of the upload: shape, pixdim, sform, qform, codes, units and version of
-    NIfTI, and no text of its header. What no program could use is not among it: in place of an
-    sform that is zero, singular or not finite they have the qform as sform, under the same code,
-    and in place of a pixdim that is zero or not finite the spacing of the sform. Memory does not
-    grow with the volume.
+    The labels have the grid of the upload (shape, pixdim, sform, qform, codes, units and version of
+    NIfTI) and none of the texts in its header. What no program could use is replaced: an sform that
+    is zero, singular or not finite by the qform, under the same code, and a pixdim that is zero or
+    not finite by the spacing of the sform. Memory use does not grow with the volume.
 
     Args:
-        onehot: The plugin's `*_seg.nii.gz`: (x, y, z, 2), one-hot, first the background.
+        onehot: The plugin's `*_seg.nii.gz`: (x, y, z, 2), one-hot, background first.
         volume: What the plugin got, as `admit.admit_volume` left it.
-        target: Ends in `.nii.gz`; appears when complete.
+        target: Ends in `.nii.gz`; appears once complete.
 
     Raises:
-        BadResult: The segmentation is not there or not readable, lies elsewhere than the volume,
+        BadResult: The segmentation is missing or not readable, does not lie where the volume does,
             or is not one-hot.
     """
     with NiftiReader(volume) as source:
@@ -68,7 +67,7 @@ def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
         if result.shape != (*grid, 2):
             raise BadResult(
                 f"The plugin's segmentation has the shape {_times(result.shape)}, "
-                f"and {_times((*grid, 2))} was expected."
+                f"not {_times((*grid, 2))} as expected."
             )
         found = header_affine(result.header)
         if not (same(found, affine) or same(found, loaded)):
@@ -80,16 +79,16 @@ def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
 
 
 def labels_checksum(onehot: Path) -> str:
-    """Give the `voxels_sha256` of the labels that `write_labels` would write.
+    """Return the `voxels_sha256` of the labels that `write_labels` would write.
 
     Raises:
-        BadResult: The segmentation is not there, not readable or not one-hot.
+        BadResult: The segmentation is missing, not readable or not one-hot.
     """
     with _result(onehot) as result:
         if len(result.shape) != 4 or result.shape[3] != 2:
             raise BadResult(
                 f"The plugin's segmentation has the shape {_times(result.shape)}, "
-                "and four axes, the last of length 2, were expected."
+                "not four axes with a last one of length 2."
             )
         return _decode(result)[1]
 
@@ -97,10 +96,10 @@ def labels_checksum(onehot: Path) -> str:
 def check_logits(path: Path) -> None:
     """Check that the plugin's `output.nii.gz` is whole and all its numbers are finite.
 
-    It may be empty: the plugin crops a volume of nothing but air to nothing.
+    It may be empty: the plugin crops a volume that is all air to nothing.
 
     Raises:
-        BadResult: They are not.
+        BadResult: It is not whole, or a number is not finite.
     """
     with _result(path) as result:
         for values in result.values(prod(result.shape)):
@@ -111,14 +110,14 @@ def check_logits(path: Path) -> None:
 
 @contextmanager
 def _result(path: Path) -> Iterator[NiftiReader]:
-    """Open a file that the plugin wrote: whatever is wrong with it is a `BadResult`."""
+    """Open a file that the plugin wrote; anything wrong with it is a `BadResult`."""
     try:
         with NiftiReader(path) as reader:
             yield reader
     except FileNotFoundError as error:
         raise BadResult(f"The plugin did not write {path.name}.") from error
     except RequestError as error:
-        raise BadResult(f"What the plugin wrote, {path.name}, is no use: {error.detail}") from error
+        raise BadResult(f"The plugin's {path.name} cannot be used: {error.detail}") from error
 
 
 def _label_header(
@@ -138,10 +137,10 @@ def _label_header(
 
 
 def _decode(result: NiftiReader, write: Callable[[bytes], None] | None = None) -> tuple[int, str]:
-    """Read both channels once; give the number of spleen voxels and the checksum of the labels.
+    """Read both channels once; return the number of spleen voxels and the checksum of the labels.
 
-    The channels lie one after the other in the file. They are one-hot if the labels that follow
-    from the first are those of the second, and a checksum tells that without keeping either.
+    The channels lie one after the other in the file. They are one-hot if both give the same
+    labels, which checksums show without keeping either in memory.
     """
     count = prod(result.shape[:3])
     from_background, from_spleen = hashlib.sha256(), hashlib.sha256()

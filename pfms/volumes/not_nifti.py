@@ -1,6 +1,6 @@
-"""Says what a file is that is not NIfTI, as its sender would see it, and what to do about it.
+"""Tells the sender of a file that is not NIfTI what it is, and what to do about it.
 
-Nothing of the file is told but its kind: names in archives may be those of patients.
+Only the kind of the file is revealed: names in archives may be those of patients.
 """
 
 import codecs
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pfms.errors import NotANifti
 
 LOOKED_AT = 64 << 10
-"""Bytes from the start of a file that are enough to tell."""
+"""Bytes from the start of a file that are enough to recognise it."""
 
-_Found = tuple[str, str | None]
+_KindAndRemedy = tuple[str, str | None]
 
 _CONVERT = "Convert the series to NIfTI with `dcm2niix -z y FOLDER`, and send the .nii.gz."
 _SLICER = "Convert it to NIfTI, with 3D Slicer or SimpleITK."
@@ -30,15 +30,15 @@ _ANY = (
     "from a pair of .hdr and .img."
 )
 
-# Where, which bytes, what it is, what to do about it.
-_MARKS = (
+# Offset, bytes, what the file is, what to do about it.
+_SIGNATURES = (
     (128, b"DICM", "a DICOM file", _CONVERT),
     (0, b"\x1f\x8b", "gzipped twice", "Unpack it once (gunzip) and send the result."),
-    (0, b"\x1f\x9d", "compressed with compress", "Unpack it (uncompress); gzip is understood."),
-    (0, b"BZh", "compressed with bzip2", "Unpack it (bunzip2); gzip is understood."),
-    (0, b"\xfd7zXZ", "compressed with xz", "Unpack it (unxz); gzip is understood."),
-    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", "Unpack it (unzstd); gzip is understood."),
-    (0, b"\x04\x22\x4d\x18", "compressed with lz4", "Unpack it (unlz4); gzip is understood."),
+    (0, b"\x1f\x9d", "compressed with compress", "Unpack it (uncompress); gzip is supported."),
+    (0, b"BZh", "compressed with bzip2", "Unpack it (bunzip2); gzip is supported."),
+    (0, b"\xfd7zXZ", "compressed with xz", "Unpack it (unxz); gzip is supported."),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", "Unpack it (unzstd); gzip is supported."),
+    (0, b"\x04\x22\x4d\x18", "compressed with lz4", "Unpack it (unlz4); gzip is supported."),
     (0, b"7z\xbc\xaf", "a 7-zip archive", "Unpack it and send the NIfTI file in it."),
     (0, b"Rar!", "a RAR archive", "Unpack it and send the NIfTI file in it."),
     (0, b"NRRD", "an NRRD file", _SLICER),
@@ -47,7 +47,7 @@ _MARKS = (
     (0, b"\x93NUMPY", "a NumPy array", "Save it as NIfTI with nibabel, affine included."),
     (0, b"MATLAB ", "a MATLAB file", "Save it as NIfTI (niftiwrite)."),
     (0, b"\x80\x02\x8a\x0a", "a file of weights (PyTorch)", _WEIGHTS),
-    (0, b"HTTP/", "an HTTP answer with its headers", "Download it again; with curl without -i."),
+    (0, b"HTTP/", "an HTTP response with its headers", "Download it again; omit -i with curl."),
     (0, b"\x89PNG", "a PNG picture", None),
     (0, b"\xff\xd8\xff", "a JPEG picture", None),
     (0, b"GIF8", "a GIF picture", None),
@@ -76,44 +76,48 @@ _PRINTED = re.compile(
 
 
 def not_a_nifti(start: bytes) -> NotANifti:
-    """Give the error for a file that is not NIfTI.
+    """Return the error for a file that is not NIfTI.
 
     Args:
         start: Its first `LOOKED_AT` bytes or so, unpacked if it is gzipped.
     """
     if not start:
-        return NotANifti(
-            "The file is empty.", "Look at its size before you send it, and try again."
-        )
+        return NotANifti("The file is empty.", "Check its size before you send it, and try again.")
     what, remedy = (
-        _archive(start) or _spoilt(start) or _marked(start) or _headed(start) or _text(start)
+        _by_archive(start)
+        or _corrupted(start)
+        or _by_signature(start)
+        or _by_header(start)
+        or _by_text(start)
     ) or ("", None)
     if not what:
-        return NotANifti("The file has neither the mark of NIfTI-1 nor that of NIfTI-2.", _ANY)
+        return NotANifti("The file has neither the signature of NIfTI-1 nor that of NIfTI-2.", _ANY)
     return NotANifti(f"This is {what}, not a NIfTI volume.", remedy)
 
 
 def read_as_text(head: bytes) -> NotANifti | None:
-    """Give the error for a NIfTI header whose bytes were taken for text, else None."""
+    """Return the error for a NIfTI header that was read as text; None for another one."""
     if _REPLACED not in head:
         return None
-    return NotANifti("This is a NIfTI file that was read as text, which spoils its bytes.", _BINARY)
+    return NotANifti(
+        "This is a NIfTI file that was read as text, which corrupts its bytes.", _BINARY
+    )
 
 
-def _spoilt(start: bytes) -> _Found | None:
+def _corrupted(start: bytes) -> _KindAndRemedy | None:
     if start.startswith(_GZIP_AS_TEXT):
-        return "a gzip file that was read as text, which spoils its bytes", _BINARY
+        return "a gzip file that was read as text, which corrupts its bytes", _BINARY
     return None
 
 
-def _marked(start: bytes) -> _Found | None:
-    for at, mark, what, remedy in _MARKS:
+def _by_signature(start: bytes) -> _KindAndRemedy | None:
+    for at, mark, what, remedy in _SIGNATURES:
         if start[at : at + len(mark)] == mark:
             return what, remedy
     return None
 
 
-def _archive(start: bytes) -> _Found | None:
+def _by_archive(start: bytes) -> _KindAndRemedy | None:
     if start.startswith(b"PK\x03\x04"):
         kind, unpack, entries = "a zip archive", "Unzip it", _zipped(start)
     elif start[257:262] == b"ustar":
@@ -135,7 +139,7 @@ def _archive(start: bytes) -> _Found | None:
 
 
 def _zipped(start: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Give name and first bytes of each entry that begins here."""
+    """Yield the name and the first bytes of each entry that begins in `start`."""
     at = 0
     while at >= 0 and len(start) >= at + 30:
         method, name, extra = (
@@ -148,7 +152,7 @@ def _zipped(start: bytes) -> Iterator[tuple[bytes, bytes]]:
             except zlib.error:
                 content = b""
         yield start[at + 30 : at + 30 + name], content[:1024]
-        # An entry need not say how long it is, so the next one is looked for.
+        # An entry need not state its length, so the next one is searched for.
         at = start.find(b"PK\x03\x04", at + 30 + name)
 
 
@@ -162,13 +166,13 @@ def _in_tar(start: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 512 + -(-int(digits, 8) // 512) * 512
 
 
-def _headed(start: bytes) -> _Found | None:
-    """Know it by its header, which has no mark of its own."""
+def _by_header(start: bytes) -> _KindAndRemedy | None:
+    """Recognise it by its header, if it has no signature."""
     if b"ElementDataFile" in start[:4096]:
         return "a MetaImage file (.mha, .mhd)", _SLICER
     if re.match(rb"--[^\r\n]{1,70}\r?\ncontent-", start, re.IGNORECASE):
         return "a form inside the form's field", (
-            "Give the HTTP library the bytes of the file; it makes the form itself."
+            "Give the HTTP library the bytes of the file; it builds the form itself."
         )
     if _is_bare_dicom(start):
         return "a DICOM file without its preamble", _CONVERT
@@ -188,8 +192,8 @@ def _is_bare_dicom(start: bytes) -> bool:
     return length < 256 and start[8 + length : 10 + length] == start[:2]
 
 
-def _text(start: bytes) -> _Found | None:
-    """Know it by its words."""
+def _by_text(start: bytes) -> _KindAndRemedy | None:
+    """Recognise text by what it says."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "text in UTF-16, as PowerShell writes it", _BINARY
     try:
@@ -198,10 +202,10 @@ def _text(start: bytes) -> _Found | None:
         return None
     if _CONTROL & set(text):
         return None
-    return _written(text.strip()) or ("text", _ITSELF)
+    return _by_words(text.strip()) or ("text", _ITSELF)
 
 
-def _written(text: str) -> _Found | None:
+def _by_words(text: str) -> _KindAndRemedy | None:
     head = text[:200].lower()
     if head.startswith("version https://git-lfs"):
         return (
@@ -212,13 +216,13 @@ def _written(text: str) -> _Found | None:
         return "a git-annex pointer", "Fetch the file that it stands for (git annex get)."
     if head.startswith(("<!doctype html", "<html", "<head", "<body")):
         return "a web page (HTML)", (
-            "Download the file again and look at it: the page, a login perhaps, came in its place."
+            "Download the file again and check it: you got this page, perhaps a login, instead."
         )
     if head.startswith("<"):
         return "an XML document", _ITSELF
     if head.startswith("[object "):
         return "what JavaScript prints for an object", (
-            "Append the File or Blob itself to the FormData, not a text made of it."
+            "Append the File or Blob itself to the FormData, not its text form."
         )
     if head.startswith(("http://", "https://")) and "\n" not in text:
         return "the address of a file", "Download the file and send its bytes (-F file=@ct.nii.gz)."

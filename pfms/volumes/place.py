@@ -1,8 +1,9 @@
-"""Which of a header's statements about the place holds, and a header that says nothing else.
+"""Decides where a volume lies, and writes a header that leaves no doubt about it.
 
 A NIfTI header gives the spacing in pixdim, and the place in an sform and a qform. Writers fill in
-some of the three, or let them differ, and readers choose differently. The plugin gets a copy whose
-header leaves its reader (`geometry.loaded_affine`) no choice but the place that the client is told.
+only some of the three, or let them contradict each other, and readers resolve that differently.
+The plugin gets a copy whose header leaves its reader (`geometry.loaded_affine`) no choice but the
+place that the client is told.
 """
 
 import re
@@ -28,19 +29,19 @@ _COMMENT = 6  # the ecode of a header extension of plain text
 _NOTE = "pfms: pixdim of the upload: "
 
 _NO_PLACE = (
-    "The header says nothing of the volume's orientation (neither sform nor qform has a code): "
-    "it was taken as {}, as nibabel does."
+    "The header says nothing about the volume's orientation (neither sform nor qform has a code): "
+    "it was taken to be {}, as by nibabel."
 )
 _TWO_PLACES = (
-    "The header places the volume in two ways, by an sform and by a qform of another voxel "
-    "spacing: the plugin goes by the qform."
+    "The header places the volume in two ways, by an sform and by a qform with another voxel "
+    "spacing: the plugin uses the qform."
 )
 _BAD_SFORM = (
     "The sform in the header cannot be used (it is zero, singular, not finite or nowhere near the "
     "size of a patient): volume and labels are placed by the qform."
 )
 _OTHER_PIXDIM = (
-    "The voxel spacing in the header (pixdim) is not that of its sform: the volume is placed by "
+    "The voxel spacing in the header (pixdim) differs from its sform's: the volume is placed by "
     "the sform."
 )
 
@@ -52,15 +53,15 @@ class Place:
     Attributes:
         affine: What the client is told.
         loaded: What the plugin works with; it differs only where a warning says so.
-        mended: The header that the copy needs; None if the stored one will do.
+        corrected: The header that the copy needs; None if the stored one will do.
         note: Bytes that belong between header and voxels of that copy: the flag for header
             extensions and, if there is one, the extension.
-        warnings: What is doubtful about it, a sentence each.
+        warnings: What is doubtful about it, one sentence each.
     """
 
     affine: Affine
     loaded: Affine
-    mended: Nifti1Header | None = None
+    corrected: Nifti1Header | None = None
     note: bytes = bytes(4)
     warnings: tuple[str, ...] = ()
 
@@ -68,9 +69,9 @@ class Place:
 def find_place(source: NiftiReader) -> Place:
     """Find where a volume lies.
 
-    The sform holds if it has a code and can be used, else the qform likewise. Where both have a
-    code and only the qform has the spacing of pixdim, the plugin goes by the qform, as it does when
-    it is run by hand. It is not left to believe a qform without a code.
+    The sform counts if it has a code and can be used; otherwise the qform, on the same terms. If
+    both have a code and only the qform has the spacing of pixdim, the plugin uses the qform, as it
+    does when run by hand. The plugin would also believe a qform without a code; it gets no chance.
 
     Raises:
         UnsupportedNifti: Nothing in the header can be used.
@@ -91,14 +92,14 @@ def find_place(source: NiftiReader) -> Place:
     believed = _believed(header) if spaced else None
     if believed is not None and same(affine, believed):
         return Place(affine, believed)
-    three_axes = len(source.shape) == 3  # of more, the plugin believes the sform in any case
+    three_axes = len(source.shape) == 3  # with more, the plugin believes the sform in any case
     if believed is not None and header["qform_code"] != 0 and three_axes:
         return Place(affine, believed, warnings=(_TWO_PLACES,))
     return _by_sform(stored, affine, spaced)
 
 
 def pixdim_of_upload(copy: NiftiReader) -> Floats | None:
-    """Give the spacing (pixdim 1 to 3) of the upload, if the copy made of it says another.
+    """Return the spacing (pixdim 1 to 3) of the upload, if that in its copy is different.
 
     Args:
         copy: Opened, with no voxel read yet.
@@ -124,22 +125,22 @@ def _by_qform(stored: Nifti1Header, header: Nifti1Header) -> Place:
     """Put the qform in place of an sform that cannot be used."""
     bare = header.copy()
     bare["sform_code"] = 0
-    mended = stored.copy()
-    mended.set_sform(header_affine(bare), int(stored["sform_code"]))
-    affine = header_affine(mended)
-    return Place(affine, affine, mended, warnings=(_BAD_SFORM,))
+    corrected = stored.copy()
+    corrected.set_sform(header_affine(bare), int(stored["sform_code"]))
+    affine = header_affine(corrected)
+    return Place(affine, affine, corrected, warnings=(_BAD_SFORM,))
 
 
 def _by_sform(stored: Nifti1Header, affine: Affine, spaced: bool) -> Place:
-    """Give pixdim the spacing of the sform, without which the plugin does not believe the sform."""
-    mended = stored.copy()
-    mended["pixdim"][1:4] = spacing_of(affine)
+    """Set pixdim to the spacing of the sform; otherwise the plugin would not believe the sform."""
+    corrected = stored.copy()
+    corrected["pixdim"][1:4] = spacing_of(affine)
     note = _note(stored) if spaced else bytes(4)
-    return Place(affine, affine, mended, note, (_OTHER_PIXDIM,))
+    return Place(affine, affine, corrected, note, (_OTHER_PIXDIM,))
 
 
 def _note(stored: Nifti1Header) -> bytes:
-    """Write the upload's pixdim as a header extension, from which the labels get it back."""
+    """Put the upload's pixdim into a header extension, from which the labels get it back."""
     text = _NOTE + " ".join(repr(float(length)) for length in stored["pixdim"][1:4])
     size = -(-(8 + len(text)) // 16) * 16
     extension = struct.pack(f"{stored.endianness}ii", size, _COMMENT) + text.encode()
@@ -147,7 +148,7 @@ def _note(stored: Nifti1Header) -> bytes:
 
 
 def _believed(header: Nifti1Header) -> Affine | None:
-    """Give the affine that the plugin would work with; None if it would stop at the header."""
+    """Return the affine that the plugin would work with; None if it would fail at the header."""
     try:
         return loaded_affine(header)
     except UnsupportedNifti:

@@ -1,7 +1,7 @@
-"""Draws what was segmented, for a person: three slices through the spleen, as radiologists look.
+"""Draws the segmentation for a person: three slices through the spleen, as radiologists view them.
 
-The patient's right is on the viewer's left, anterior and superior are up, and a millimetre is as
-long in every direction. Of an oblique volume the stored slices nearest to these planes are shown.
+The patient's right is on the viewer's left, anterior and superior are up, and all directions have
+the same scale. For an oblique volume, the stored slices nearest to these planes are shown.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from pfms.volumes.reader import NiftiReader
 
 _LEVEL, _WIDTH = 40.0, 400.0  # Hounsfield units: soft tissue
 _HIGHEST, _NARROWEST, _WIDEST = 384, 300, 1600  # pixels: all panels, without gaps and captions
-_LONGEST_SIDE = 2048  # voxels of a slice that are looked at, along each side
+_LONGEST_SIDE = 2048  # voxels of a slice that are used, along each side
 
 _MARGIN, _GAP, _TITLE, _CAPTION = 20, 18, 44, 32  # pixels
 _PAPER, _INK, _FAINT = (13, 17, 23), (236, 240, 244), (139, 148, 158)
@@ -70,7 +70,7 @@ def preview_png(volume: Path, labels: Path) -> bytes:
         labels: What `labels.write_labels` wrote for it.
 
     Returns:
-        A PNG, some 500 pixels high and at most 1,700 wide.
+        A PNG, about 500 pixels high and at most 1,700 wide.
     """
     with NiftiReader(labels) as source:
         shape = source.shape[:3]
@@ -107,7 +107,7 @@ def preview_png(volume: Path, labels: Path) -> bytes:
 
 
 def _middle_of_spleen(labels: NiftiReader) -> tuple[int, tuple[int, int, int]]:
-    """Count the spleen's voxels and find its centre of mass; else the middle of the volume."""
+    """Count the spleen's voxels and find its centre of mass; without any, the volume's middle."""
     nx, ny, nz = labels.shape[:3]
     along = [np.zeros(length, np.int64) for length in (nx, ny, nz)]
     row = 0
@@ -127,7 +127,7 @@ def _middle_of_spleen(labels: NiftiReader) -> tuple[int, tuple[int, int, int]]:
 
 
 def _middle(numbers: NDArray[np.int64]) -> int:
-    """Give the mean index, or the fullest where there is nothing at the mean."""
+    """Return the mean index, or the fullest one if there is nothing at the mean."""
     mean = round(float(np.average(np.arange(len(numbers)), weights=numbers)))
     return mean if numbers[mean] else int(np.argmax(numbers))
 
@@ -171,7 +171,7 @@ def _turned(cut: NDArray[Any], stored: list[int], signs: NDArray[Any]) -> NDArra
 
 
 def _compose(panels: list[_Panel], title: str, mark: tuple[int, int, int]) -> Image.Image:
-    """Set the panels in a row, all to one scale; under each other where they are flat enough."""
+    """Lay out the panels in a row, all at one scale; stack two of them if they are flat enough."""
     axial, coronal, sagittal = panels
     columns = [[axial], [coronal], [sagittal]]
     if coronal.height + sagittal.height < 0.8 * axial.height:
@@ -213,7 +213,7 @@ def _draw(panel: _Panel, scale: float) -> Image.Image:
 
 
 def _shapes(mask: NDArray[np.bool_], size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
-    """Give the opacity of the mask's inside and of its outline, both smooth."""
+    """Return the opacity of the mask's inside and of its outline, both smooth."""
     fine = size[0] * _FINER, size[1] * _FINER
     whole = Image.fromarray(mask.astype(np.uint8) * 255).resize(fine, Image.Resampling.BICUBIC)
     inside = whole.point([255 if value >= 128 else 0 for value in range(256)])

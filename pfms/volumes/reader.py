@@ -1,7 +1,7 @@
-"""The bytes of a NIfTI file: known by what they are, read and written once, in small pieces.
+"""Reads and writes the bytes of NIfTI files, once, in small pieces.
 
 Every piece is small and the heavy work is done by ISA-L and numpy outside Python's lock, so a
-thread that reads a volume holds up no other.
+thread that reads a volume does not hold up others.
 """
 
 import logging
@@ -23,7 +23,7 @@ from pfms.volumes.not_nifti import LOOKED_AT, not_a_nifti
 from pfms.volumes.sniff import nifti_version
 
 PIECE = 1 << 20
-"""Bytes that are looked at in one go."""
+"""Bytes that are processed at a time."""
 
 TAIL = 1 << 20
 """Bytes after the last voxel that are ignored; some programs pad their files."""
@@ -54,15 +54,15 @@ _OTHER_TYPES = {
     2304: "RGBA colours",
 }
 
-# nibabel tells its log what it mends in a header. Here that is no news: it is the upload's affair.
+# nibabel logs what it corrects in a header: of no interest in a server's log.
 _quiet = logging.Logger("pfms.volumes.reader", level=logging.CRITICAL + 1)
 
 
 class NiftiReader:
     """A single-file NIfTI, plain or gzipped, of either version and byte order; read forwards, once.
 
-    Use it as a context manager. Opened, it has read no more than the header, so that its `size`
-    can be judged before a gzip stream is unpacked to it.
+    Use it as a context manager. Opening reads no more than the header, so that `size` can be
+    judged before a gzip stream is unpacked.
 
     Attributes:
         gzipped: Whether the file is a gzip stream.
@@ -74,8 +74,8 @@ class NiftiReader:
         offset: Bytes before the first voxel.
         size: Bytes up to the last voxel, `offset` included.
         extended: Whether header extensions follow the header.
-        slope: A voxel is `stored * slope + intercept`; 1.0 where the header has no scaling.
-        intercept: Likewise; 0.0 where there is none.
+        slope: A voxel is `stored * slope + intercept`; 1.0 if the header has no scaling.
+        intercept: See `slope`; 0.0 if the header has no scaling.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,9 +106,9 @@ class NiftiReader:
         return (self.slope, self.intercept) != (1.0, 0.0)
 
     def extension(self) -> bytes:
-        """Give what lies between the flag for header extensions and the voxels, at most `PIECE`.
+        """Return what lies between the flag for header extensions and the voxels, at most `PIECE`.
 
-        To be called before any voxel is read; empty where the flag says that there is nothing.
+        Call it before any voxel is read; empty if the flag says that there is nothing.
         """
         if not self.extended:
             return b""
@@ -121,7 +121,7 @@ class NiftiReader:
 
         Args:
             count: How many; a multiple of `row`.
-            row: Each piece but none in the middle of a row of so many values.
+            row: No piece ends in the middle of a row of this many values.
 
         Yields:
             Flat read-only arrays of about a mebibyte.
@@ -142,10 +142,10 @@ class NiftiReader:
             yield np.frombuffer(piece, self.dtype)
 
     def tail(self) -> int:
-        """Count the bytes that follow, up to `TAIL` + 1; at the end gzip's checksum is compared.
+        """Count the bytes that follow, up to `TAIL` + 1, and check gzip's checksum at the end.
 
-        Whatever follows the gzip member that holds the last voxel counts as it is in the file if
-        it is not a whole member; it says nothing against the voxels.
+        After the gzip member that holds the last voxel, whole members count unpacked and other
+        bytes as they are in the file; damage among them does not concern the voxels.
 
         Raises:
             TruncatedNifti: The gzip member that holds the last voxel is damaged.
@@ -171,7 +171,7 @@ class NiftiReader:
         except DamagedGzip as error:
             raise TruncatedNifti(str(error)) from error
 
-    def _at_hand(self, size: int) -> bytes:
+    def _available(self, size: int) -> bytes:
         """Read on, up to where the file ends or is damaged."""
         data = b""
         try:
@@ -184,7 +184,7 @@ class NiftiReader:
     def _too_short(self) -> TruncatedNifti:
         return TruncatedNifti(
             f"The header says {' x '.join(map(str, self.shape))} voxels of "
-            f"{self.dtype.itemsize} bytes, and the file ends before the last of them."
+            f"{self.dtype.itemsize} bytes, but the file ends before the last of them."
         )
 
     def _read_header(self) -> None:
@@ -193,7 +193,7 @@ class NiftiReader:
             head += self._read(Nifti2Header.sizeof_hdr - len(head))
         version = nifti_version(head)
         if version is None:
-            raise not_a_nifti(head + self._at_hand(LOOKED_AT))
+            raise not_a_nifti(head + self._available(LOOKED_AT))
         self.version = version
         kind: type[Nifti1Header] = Nifti2Header if self.version == 2 else Nifti1Header
         self.stored = kind(head[: kind.sizeof_hdr], check=False)

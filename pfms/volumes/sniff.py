@@ -1,4 +1,4 @@
-"""Tells a NIfTI file by its first bytes."""
+"""Recognises a NIfTI file by its first bytes."""
 
 from typing import Literal
 
@@ -12,14 +12,14 @@ _PAIR = "Join the pair into one file: nibabel.save(nibabel.load('NAME.hdr'), 'NA
 
 
 def nifti_version(head: bytes) -> Literal[1, 2] | None:
-    """Tell the version of the NIfTI file that begins with `head`; None if it does not look like it.
+    """Return the NIfTI version of a file that begins with `head`; None if it is not like NIfTI.
 
     Args:
-        head: The first 540 bytes, unpacked, or 348 where they are not NIfTI-2; fewer if there are
+        head: The first 540 bytes, unpacked, or 348 if they are not NIfTI-2; fewer if there are
             no more.
 
     Raises:
-        NotANifti: It is like NIfTI, and not one that can be read.
+        NotANifti: It is like NIfTI, but cannot be read.
         TruncatedNifti: It ends inside its header.
     """
     if head[344:348] == b"n+1\0":
@@ -28,7 +28,7 @@ def nifti_version(head: bytes) -> Literal[1, 2] | None:
         if len(head) < HEAD[2]:
             raise TruncatedNifti("The file ends inside its NIfTI header.")
         if head[8:12] not in (b"\r\n\x1a\n", bytes(4)):
-            raise NotANifti("Its NIfTI-2 mark was changed by a transfer in text mode.")
+            raise NotANifti("Its NIfTI-2 signature was changed by a transfer in text mode.")
         return 2
     if head[344:348] == b"ni1\0" or head[4:8] == b"ni2\0":
         raise NotANifti("This is the header of a NIfTI pair (.hdr and .img).", _PAIR)
@@ -37,7 +37,7 @@ def nifti_version(head: bytes) -> Literal[1, 2] | None:
             raise spoilt
         if len(head) < HEAD[1]:
             raise TruncatedNifti("The file ends inside its NIfTI header.")
-        raise NotANifti("This is an Analyze 7.5 header, or a NIfTI without its mark.", _PAIR)
+        raise NotANifti("This is an Analyze 7.5 header, or a NIfTI without its signature.", _PAIR)
     return None
 
 
