@@ -24,7 +24,7 @@ from pfms.jobs.table import Records
 from pfms.models.store import ModelRecord, ModelStore
 from pfms.plugin.command import PluginCommand
 from pfms.settings import Settings
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.upload import Upload
 from pfms.storage.workspace import Workspace
 
@@ -66,11 +66,11 @@ class Service:
             StartError: The workspace cannot be used.
         """
         try:
-            with full_disk_is_told():
+            with reporting_full_disk():
                 await asyncio.to_thread(self._workspace.open)
                 await self._journal.call(self._journal.records.open)
                 await asyncio.to_thread(self.models.recover)
-                await self._take_up_devices()
+                await self._restore_devices()
                 await recover(
                     self._workspace,
                     self._journal,
@@ -112,8 +112,8 @@ class Service:
         missing = {}
         if self._runs.draining:
             missing["draining"] = "the server is stopping and takes nothing new"
-        if (lacking := self._executor.missing()) is not None:
-            missing[lacking.name] = lacking.words
+        if (missing_part := self._executor.missing()) is not None:
+            missing[missing_part.name] = missing_part.words
         if (trouble := await asyncio.to_thread(self._workspace.trouble)) is not None:
             missing["workspace"] = trouble
         elif await self.intake.room.left() < 0:
@@ -131,7 +131,7 @@ class Service:
         Raises:
             NotAModel: The plugin cannot use it.
         """
-        with full_disk_is_told():
+        with reporting_full_disk():
             return await self.models.admit(model_id, upload.path, upload.sha256)
 
     # --- jobs ------------------------------------------------------------------------------
@@ -202,12 +202,12 @@ class Service:
         except StartError as error:
             raise InvalidParameter(error.detail, "Use one of these, or auto.") from None
         async with self._choosing:
-            await self._keep_devices(None if wanted == "auto" else ",".join(chosen))
+            await self._save_devices(None if wanted == "auto" else ",".join(chosen))
             self._runs.queue.set_devices(chosen)
         self._runs.dispatch()
         return chosen
 
-    async def _take_up_devices(self) -> None:
+    async def _restore_devices(self) -> None:
         """Go on with the devices that a call chose before the restart, if they are still there."""
         kept = (await asyncio.to_thread(self._workspace.read_state)).get("devices")
         if not isinstance(kept, str):
@@ -217,9 +217,9 @@ class Service:
             self._runs.queue.set_devices(devices.choose(kept, there))
         except StartError as error:
             log.warning("%s Back to PFMS_DEVICES=%s.", error.detail, self.settings.devices)
-            await self._keep_devices(None)
+            await self._save_devices(None)
 
-    async def _keep_devices(self, names: str | None) -> None:
+    async def _save_devices(self, names: str | None) -> None:
         state = await asyncio.to_thread(self._workspace.read_state)
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._workspace.write_state, {**state, "devices": names})

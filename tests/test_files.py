@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pfms.storage.files import appearing_whole, matches, write_atomically
+from pfms.storage.files import matches, write_atomically, writing_atomically
 from pfms.storage.removal import discard
 from pfms.storage.workspace import JobTree, Workspace
 from tests.conftest import Server, StartServer
@@ -285,7 +285,7 @@ def test_a_file_that_was_not_written_whole_leaves_what_was_there(tmp_path: Path)
     write_atomically(target, b"before")
 
     def fail() -> None:
-        with appearing_whole(target) as part:
+        with writing_atomically(target) as part:
             part.write_bytes(b"half")
             raise ValueError
 

@@ -79,7 +79,7 @@ def test_the_stage_is_told_by_the_lines_of_a_real_log(last_words: str, stage: st
 
 def test_logits_are_refused_for_a_volume_that_the_plugin_cannot_draw() -> None:
     with pytest.raises(UnsupportedNifti) as refusal:
-        PLUGIN.check_makes("logits", (64, 64, 20))
+        PLUGIN.check_can_make("logits", (64, 64, 20))
     assert "20 slices" in refusal.value.detail
-    PLUGIN.check_makes("logits", (64, 64, 21))
-    PLUGIN.check_makes("onehot", (64, 64, 20))
+    PLUGIN.check_can_make("logits", (64, 64, 21))
+    PLUGIN.check_can_make("onehot", (64, 64, 20))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pfms.api.multipart import receive_file
 from pfms.errors import DiskFull, InvalidParameter, MissingFile, TooLarge
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.upload import Upload, UploadWriter
 from tests.wire import BOUNDARY, form, part
 
@@ -134,7 +134,7 @@ FULL = of_sqlite("PRAGMA max_page_count = 1; CREATE TABLE t (x); CREATE TABLE u 
     ],
 )
 def test_every_way_to_say_that_the_disk_is_full_is_understood(error: Exception) -> None:
-    with pytest.raises(DiskFull), full_disk_is_told():
+    with pytest.raises(DiskFull), reporting_full_disk():
         raise error
 
 
@@ -147,5 +147,5 @@ def test_every_way_to_say_that_the_disk_is_full_is_understood(error: Exception) 
     ],
 )
 def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    with pytest.raises(type(error)), full_disk_is_told():
+    with pytest.raises(type(error)), reporting_full_disk():
         raise error

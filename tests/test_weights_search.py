@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pfms.programs.weights_search import DEEPEST, Place, find, left_out, more_layers
+from pfms.programs.weights_search import DEEPEST, Candidate, extra_layers, find, left_out
 
 
 class Tensor:
@@ -25,10 +25,10 @@ def weights(prefix: str = "") -> dict[Any, Any]:
     return {prefix + key: Tensor(*like.shape) for key, like in NETWORK.items()}
 
 
-def placed(content: Any) -> Place:
-    place = find(content, NETWORK).place
-    assert place is not None
-    return place
+def placed(content: Any) -> Candidate:
+    candidate = find(content, NETWORK).candidate
+    assert candidate is not None
+    return candidate
 
 
 @pytest.mark.parametrize(
@@ -41,12 +41,12 @@ def test_any_prefix_and_any_name_around_it_will_do(prefix: str, path: tuple[str,
     for name in reversed(path):
         content = [content, 3] if name == "0" else {"epoch": 3, name: content, 7: {0: "no name"}}
 
-    place = placed(content)
+    candidate = placed(content)
 
-    assert (place.fits, place.prefix, place.path) == (True, prefix, path)
-    assert list(place.state) == list(NETWORK)
-    assert "n_averaged" in left_out(content, place)
-    assert len(left_out(content, place)) == 1 + sum(1 if name == "0" else 2 for name in path)
+    assert (candidate.fits, candidate.prefix, candidate.path) == (True, prefix, path)
+    assert list(candidate.state) == list(NETWORK)
+    assert "n_averaged" in left_out(content, candidate)
+    assert len(left_out(content, candidate)) == 1 + sum(1 if name == "0" else 2 for name in path)
 
 
 # The first is taken, wherever it stands in the file.
@@ -70,8 +70,8 @@ def test_of_several_that_fit_the_one_is_taken_that_the_order_says(
     alone = placed(taken)
     for content in (taken | other, other | taken):
         found = find(content, NETWORK)
-        assert found.place is not None
-        assert (found.place.path, found.place.prefix) == (alone.path, alone.prefix)
+        assert found.candidate is not None
+        assert (found.candidate.path, found.candidate.prefix) == (alone.path, alone.prefix)
         assert len(found.others) == 1
 
 
@@ -83,10 +83,10 @@ def test_what_torch_puts_into_the_middle_of_keys_is_overlooked() -> None:
         for key, value in weights().items()
     }
 
-    place = placed({"model": sharded})
+    candidate = placed({"model": sharded})
 
-    assert place.fits
-    assert left_out({"model": sharded}, place) == []
+    assert candidate.fits
+    assert left_out({"model": sharded}, candidate) == []
 
 
 def test_a_network_of_other_shapes_gives_way_to_one_that_fits() -> None:
@@ -102,8 +102,12 @@ def test_of_a_network_that_fits_nowhere_the_place_with_most_of_its_keys_is_told(
 
     found = find({"a": {"model.0.bias": Tensor(3)}, "b": partly, "c": {"x": Tensor()}}, NETWORK)
 
-    assert found.place is not None
-    assert (found.place.path, found.place.prefix, found.place.fits) == (("b",), "net.", False)
+    assert found.candidate is not None
+    assert (found.candidate.path, found.candidate.prefix, found.candidate.fits) == (
+        ("b",),
+        "net.",
+        False,
+    )
     assert found.keys == list(partly)
     assert find({"epoch": 3}, NETWORK).keys == []
 
@@ -111,8 +115,8 @@ def test_of_a_network_that_fits_nowhere_the_place_with_most_of_its_keys_is_told(
 def test_more_layers_are_told_apart_from_what_lies_beside_the_network() -> None:
     state = weights("net.") | {"net.model.2.weight": Tensor(), "net.loss.weight": Tensor()}
 
-    assert more_layers(placed(state)) == ["net.model.2.weight"]
-    assert more_layers(placed(weights() | {"model.note": "no tensor"})) == []
+    assert extra_layers(placed(state)) == ["net.model.2.weight"]
+    assert extra_layers(placed(weights() | {"model.note": "no tensor"})) == []
 
 
 def deep(levels: int) -> Any:
@@ -140,7 +144,7 @@ def holds_itself() -> dict[str, Any]:
 )
 def test_a_hostile_file_is_searched_in_little_time(content: Any) -> None:
     begun = time.process_time()
-    place = find(content, NETWORK).place
+    candidate = find(content, NETWORK).candidate
 
-    assert place is None or not place.fits
+    assert candidate is None or not candidate.fits
     assert time.process_time() - begun < 5

@@ -2,7 +2,7 @@
 
 from pfms.executors.base import Missing
 from pfms.executors.devices import available
-from pfms.executors.stages import stages_told
+from pfms.executors.stages import reporting_stages
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK
 from pfms.processes.run import run_in_group
@@ -36,7 +36,7 @@ class FreshExecutor:
 
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end, as `Executor` says."""
-        async with stages_told(run.log, on_progress, self._poll_seconds):
+        async with reporting_stages(run.log, on_progress, self._poll_seconds):
             return await run_in_group(
                 run.argv,
                 job=run.job,

@@ -16,31 +16,31 @@ class Relay:
     """
 
     def __init__(self) -> None:
-        self._ours, self.theirs = os.pipe()
-        os.set_blocking(self._ours, False)
+        self._our_end, self.child_end = os.pipe()
+        os.set_blocking(self._our_end, False)
         self._tail = b""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._ours, self._pass_on)
+        self._loop.add_reader(self._our_end, self._pass_on)
 
-    def started(self) -> None:
+    def close_child_end(self) -> None:
         """The child has its end, or never will."""
-        os.close(self.theirs)
+        os.close(self.child_end)
 
     def close(self) -> str:
         """Stop, after passing on what is there now; the last that was said."""
-        while self._ours >= 0 and self._pass_on():
+        while self._our_end >= 0 and self._pass_on():
             pass
-        self._hang_up()
+        self._close()
         return self._tail.decode(errors="replace")
 
     def _pass_on(self) -> bool:
         """Read once; whether there may be more."""
         try:
-            data = os.read(self._ours, 65536)
+            data = os.read(self._our_end, 65536)
         except BlockingIOError:
             return False
         if not data:
-            self._hang_up()
+            self._close()
             return False
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
         with contextlib.suppress(OSError):  # we have no stderr any more: as with our own log
@@ -48,8 +48,8 @@ class Relay:
                 data = data[os.write(_STDERR, data) :]
         return True
 
-    def _hang_up(self) -> None:
-        if self._ours >= 0:
-            self._loop.remove_reader(self._ours)
-            os.close(self._ours)
-            self._ours = -1
+    def _close(self) -> None:
+        if self._our_end >= 0:
+            self._loop.remove_reader(self._our_end)
+            os.close(self._our_end)
+            self._our_end = -1

@@ -16,7 +16,7 @@ _ORDER: tuple[str, ...] = STAGES
 
 
 @asynccontextmanager
-async def stages_told(
+async def reporting_stages(
     log: Path, on_progress: OnProgress | None, poll_seconds: float
 ) -> AsyncIterator[OnProgress | None]:
     """While a run lasts, tell its stages by what its log grows by.
@@ -35,7 +35,7 @@ async def stages_told(
     offset = await asyncio.to_thread(_size_of, log)
     follower = asyncio.create_task(stages.follow(log, offset, poll_seconds))
     try:
-        yield stages.tell
+        yield stages.report
     finally:
         follower.cancel()
 
@@ -47,7 +47,7 @@ class _Stages:
         self._on_progress = on_progress
         self._reached = -1
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
         """Pass it on, unless it is of an earlier stage, or nothing new about this one."""
         stage = _ORDER.index(progress.stage)
         if stage > self._reached or (stage == self._reached and progress.done is not None):
@@ -56,14 +56,14 @@ class _Stages:
 
     async def follow(self, log: Path, offset: int, poll_seconds: float) -> None:
         """Tell the stages until the last; `offset` bytes of the log are of an earlier run."""
-        self.tell(Progress(_ORDER[0]))
+        self.report(Progress(_ORDER[0]))
         seen = ""
         while self._reached < len(_ORDER) - 1:
             text, offset = await asyncio.to_thread(_read_on, log, offset)
             if not text:
                 await asyncio.sleep(poll_seconds)
                 continue
-            self.tell(Progress(PLUGIN.stage_of(seen + text)))
+            self.report(Progress(PLUGIN.stage_of(seen + text)))
             seen = (seen + text)[-_OVERLAP:]
 
 

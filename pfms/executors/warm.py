@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from pfms.executors.base import Missing
 from pfms.executors.devices import available
-from pfms.executors.stages import stages_told
+from pfms.executors.stages import reporting_stages
 from pfms.executors.warm_link import ParentFailed, WarmParent
 from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import adaptations
@@ -24,14 +24,14 @@ from pfms.processes.run import run_child
 log = logging.getLogger(__name__)
 
 _START_SECONDS = 180.0  # for importing the plugin; ordinarily 5 to 10, more from a cold disk
-_PATIENCE = 3  # failed starts in a row, after which runs no longer wait
-_LONGEST_PAUSE = 60.0  # seconds between failed starts
-_END_GRACE = 2.0  # for the children of a parent whose server has died
+_MAX_FAILED_STARTS = 3  # failed starts in a row, after which runs no longer wait
+_MAX_PAUSE_SECONDS = 60.0  # seconds between failed starts
+_END_GRACE_SECONDS = 2.0  # for the children of a parent whose server has died
 
 _WARMING = Missing("warming", "the plugin is being started; jobs are accepted and wait")
 
 # A question about CUDA at an import would otherwise start it, and no fork could use it then.
-_OF_THE_PARENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+_PARENT_ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 class WarmExecutor:
@@ -63,35 +63,35 @@ class WarmExecutor:
             raise ValueError("a foreign command cannot be forked")
         self._command = command
         self._marks = {WORKSPACE_MARK: workspace_mark} if workspace_mark else {}
-        self._environment = {**environment, **_OF_THE_PARENT, **self._marks}
+        self._environment = {**environment, **_PARENT_ENVIRONMENT, **self._marks}
         script = command.argv[-1] if command.kind == "script" else None
         self._order = {
             "entry_point": command.entry_point,
             "script": script,
             "package": PLUGIN.name,
-            "grace": _END_GRACE,
+            "grace": _END_GRACE_SECONDS,
             "adaptations": [step.name for step in adaptations(without)],
         }
         self._pause_seconds = pause_seconds
         self._poll_seconds = poll_seconds
         self._parent: WarmParent | None = None
-        self._why_not = ""  # why there is no parent, when starting it failed too often
+        self._failure = ""  # why there is no parent, when starting it failed too often
         self._changed = asyncio.Event()  # set when either of these two is
         self._keeper: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Begin to keep a parent; back when there is one, or when it cannot be had."""
-        self._keeper = asyncio.create_task(self._keep())
+        self._keeper = asyncio.create_task(self._keep_parent())
         await self._changed.wait()
 
     def missing(self) -> Missing | None:
         """`warming` until the parent is there, `plugin-broken` when it does not start."""
         if self._parent is not None:
             return None
-        if not self._why_not:
+        if not self._failure:
             return _WARMING
-        return Missing("plugin-broken", f"{one_line(self._why_not)} `pfms doctor` looks closer.")
+        return Missing("plugin-broken", f"{one_line(self._failure)} `pfms doctor` looks closer.")
 
     def devices(self) -> tuple[str, ...]:
         """The devices of this machine."""
@@ -103,9 +103,9 @@ class WarmExecutor:
         parent = await self._ready_parent()
         if parent is None:
             waited = time.monotonic() - begun
-            return PluginExit(None, None, waited, "not-started", self._why_not)
+            return PluginExit(None, None, waited, "not-started", self._failure)
         argv = list(run.argv[1:] if self._command.kind == "script" else run.argv)
-        async with stages_told(run.log, on_progress, self._poll_seconds) as tell:
+        async with reporting_stages(run.log, on_progress, self._poll_seconds) as tell:
             return await run_child(
                 parent.fork(run, argv, {**run.environment, **self._marks}, tell),
                 job=run.job,
@@ -128,7 +128,7 @@ class WarmExecutor:
         if self._retiring:
             await asyncio.wait(self._retiring)
 
-    async def _keep(self) -> None:
+    async def _keep_parent(self) -> None:
         """Start a parent, and another whenever it is gone or to be replaced."""
         failures = 0
         while True:
@@ -140,21 +140,21 @@ class WarmExecutor:
                 failures += 1
                 known = isinstance(error, ParentFailed)
                 log.error("the plugin does not start: %s", error, exc_info=not known)
-                if failures >= _PATIENCE:
-                    self._why_not = f"The plugin does not start: {error}"
+                if failures >= _MAX_FAILED_STARTS:
+                    self._failure = f"The plugin does not start: {error}"
                     self._changed.set()
             else:
-                failures, self._why_not = 0, ""
+                failures, self._failure = 0, ""
                 self._parent = parent
                 self._changed.set()
-                await asyncio.wait({parent.over})
+                await asyncio.wait({parent.retired})
                 self._parent = None
                 self._changed.clear()
                 if not parent.gone.done():  # it is retired: its runs go on, ours wait
                     continue
                 log.error("the process that held the plugin ready has died; another is started")
             pause = self._pause_seconds * 2 ** min(failures, 10)
-            await asyncio.sleep(min(pause, _LONGEST_PAUSE))
+            await asyncio.sleep(min(pause, _MAX_PAUSE_SECONDS))
 
     async def _ready_parent(self) -> WarmParent | None:
         """One that fits the plugin as it is installed now; None where it cannot be had."""
@@ -163,10 +163,10 @@ class WarmExecutor:
             parent = self._parent
             if parent is None:
                 return None
-            why = await asyncio.to_thread(parent.outlived)
-            if not why and not parent.over.done():
+            why = await asyncio.to_thread(parent.why_replace)
+            if not why and not parent.retired.done():
                 return parent
-            if not parent.over.done():
+            if not parent.retired.done():
                 log.info("%s: the plugin is imported anew", why)
                 task = asyncio.create_task(parent.retire())
                 self._retiring.add(task)

@@ -40,19 +40,19 @@ class ParentFailed(Exception):
 class ForkedChild:
     """A run's process, as `kill.Child`."""
 
-    def __init__(self, tell: Callable[[Progress], None] | None) -> None:
+    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         self.returncode: int | None = None
         self.started: asyncio.Future[OSError | None] = loop.create_future()
-        self.tell = tell
+        self.on_progress = on_progress
         self._ended: asyncio.Future[int] = loop.create_future()
 
     async def wait(self) -> int:
         """Its return code, when it has ended; raises `ChildLost` with its parent."""
         return await asyncio.shield(self._ended)
 
-    def end(self, pid: int, returncode: int) -> None:
+    def set_ended(self, pid: int, returncode: int) -> None:
         """It has ended; only what is told first counts."""
         if self._ended.done():
             return
@@ -62,7 +62,7 @@ class ForkedChild:
         if not self.started.done():
             self.started.set_result(None)
 
-    def lose(self) -> None:
+    def set_lost(self) -> None:
         """Its parent is gone: nobody will ever know its code."""
         for future in (self.started, self._ended):
             if not future.done():
@@ -78,7 +78,7 @@ class WarmParent:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.gone = asyncio.ensure_future(process.wait())
-        self.over: asyncio.Future[None] = loop.create_future()  # gone, or told to retire
+        self.retired: asyncio.Future[None] = loop.create_future()  # gone, or told to retire
         self._process = process
         self._sock = sock
         self._relay = relay
@@ -90,7 +90,7 @@ class WarmParent:
         self._ready: asyncio.Future[dict[str, Any]] = loop.create_future()
         self._watched: dict[str, int | None] = {}
         self._memory = 0
-        self.gone.add_done_callback(lambda _: self._on_gone())
+        self.gone.add_done_callback(lambda _: self._on_exit())
         loop.add_reader(sock, self._on_readable)
 
     @classmethod
@@ -117,7 +117,7 @@ class WarmParent:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
-            relay.started()
+            relay.close_child_end()
             relay.close()
             raise
         ours.setblocking(False)
@@ -130,8 +130,8 @@ class WarmParent:
                 env=whole,
                 pass_fds=[theirs.fileno()],
                 stdin=DEVNULL,
-                stdout=relay.theirs,  # what the plugin's packages say when they are imported
-                stderr=relay.theirs,
+                stdout=relay.child_end,  # what the plugin's packages say when they are imported
+                stderr=relay.child_end,
                 start_new_session=True,
             )
         except BaseException as error:
@@ -142,17 +142,17 @@ class WarmParent:
             raise
         finally:
             theirs.close()
-            relay.started()
+            relay.close_child_end()
         parent = cls(process, ours, relay, whole)
         try:
-            await parent._greet(order, seconds, begun)
+            await parent._handshake(order, seconds, begun)
         except BaseException:
             await parent.close(0)
             raise
         log.info("the plugin is warm: %.1f s, %d MB", time.time() - begun, parent._memory >> 20)
         return parent
 
-    async def _greet(self, order: Mapping[str, Any], seconds: float, begun: float) -> None:
+    async def _handshake(self, order: Mapping[str, Any], seconds: float, begun: float) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionError):
             self._sock.send(json.dumps(order).encode())
         try:
@@ -162,7 +162,7 @@ class WarmParent:
             raise ParentFailed(f"the plugin was not imported in {seconds:.0f} seconds") from None
         if "failed" in answer:
             raise ParentFailed(answer["failed"])
-        times = await asyncio.to_thread(_times_of, answer["watch"])
+        times = await asyncio.to_thread(_mtimes, answer["watch"])
         # What changed during the import may have been imported as it was before: not its time then.
         late = range(int(begun * 1e9), time.time_ns())
         self._watched = {path: None if at in late else at for path, at in times.items()}
@@ -175,7 +175,7 @@ class WarmParent:
         run: PluginRun,
         argv: list[str],
         environment: Mapping[str, str],
-        tell: Callable[[Progress], None] | None,
+        on_progress: Callable[[Progress], None] | None,
     ) -> Child | OSError:
         """Begin a run; its process, or why there is none.
 
@@ -183,7 +183,7 @@ class WarmParent:
             run: The run.
             argv: Its `sys.argv`.
             environment: What is set on top of `child_environment`.
-            tell: Told the progress that it reports from inside.
+            on_progress: Told the progress that it reports from inside.
 
         Raises:
             ChildLost: The parent is gone.
@@ -194,10 +194,12 @@ class WarmParent:
             "job": run.job,
             "argv": argv,
             "cwd": str(run.root),
-            "environment": self._changes(child_environment({**environment, JOB_MARK: run.job})),
+            "environment": self._environment_changes(
+                child_environment({**environment, JOB_MARK: run.job})
+            ),
         }
         output = await asyncio.to_thread(open_log, run.log)
-        child = ForkedChild(tell)
+        child = ForkedChild(on_progress)
         try:
             if self.gone.done():
                 raise ChildLost(_LOST)
@@ -219,7 +221,7 @@ class WarmParent:
             raise ChildLost(_LOST) from None
         return error_or_none or child
 
-    def _changes(self, whole: Mapping[str, str]) -> dict[str, str | None]:
+    def _environment_changes(self, whole: Mapping[str, str]) -> dict[str, str | None]:
         """What makes the parent's environment a run's; None unsets."""
         names = whole.keys() | self._environment.keys()
         return {n: whole.get(n) for n in names if whole.get(n) != self._environment.get(n)}
@@ -229,28 +231,28 @@ class WarmParent:
     def _on_readable(self) -> None:
         with contextlib.suppress(BlockingIOError, OSError):
             while data := self._sock.recv(_PACKET):
-                self._hear(json.loads(data))
-            self._hang_up()  # that was its end
+                self._on_message(json.loads(data))
+            self._close_socket()  # that was its end
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _on_message(self, message: dict[str, Any]) -> None:
         if "progress" in message:
             child = self._children.get(message.pop("progress"))
-            if child is not None and child.tell is not None:
-                child.tell(Progress(**message))
+            if child is not None and child.on_progress is not None:
+                child.on_progress(Progress(**message))
         elif "started" in message:
             child = self._children[message["started"]]
             child.pid = message["pid"]
             child.started.set_result(None)
         elif "finished" in message:
             child = self._children[message["finished"]]
-            child.end(child.pid, message["code"])
+            child.set_ended(child.pid, message["code"])
         elif "refused" in message:
             number = message["errno"]
             error = OSError(number, os.strerror(number), message["path"])
             self._children[message["refused"]].started.set_result(error)
         elif "ended" in message:
             code = os.waitstatus_to_exitcode(message["status"])
-            self._forget(message["ended"]).end(message["pid"], code)
+            self._forget(message["ended"]).set_ended(message["pid"], code)
         elif not self._ready.done():
             self._ready.set_result(message)
 
@@ -260,22 +262,22 @@ class WarmParent:
             self._idle.set()
         return child
 
-    def _on_gone(self) -> None:
+    def _on_exit(self) -> None:
         self._on_readable()  # what it told last
         said = self._relay.close()
         if not self._ready.done():
             how = how_it_ended(self.gone.result(), said)
             self._ready.set_result({"failed": f"it ended before the plugin was imported, {how}"})
         for run in list(self._children):
-            self._forget(run).lose()
-        self._finish()
-        self._hang_up()
+            self._forget(run).set_lost()
+        self._set_retired()
+        self._close_socket()
 
     # --- ending --------------------------------------------------------------------------------
 
-    def outlived(self) -> str:
+    def why_replace(self) -> str:
         """Why it should be replaced, else empty. It blocks, for a millisecond at most."""
-        if _times_of(self._watched) != self._watched:
+        if _mtimes(self._watched) != self._watched:
             return "the plugin, or a package beside it, has changed"
         if self._memory_now() > self._memory * _GROWTH:
             return "its memory has grown"
@@ -283,7 +285,7 @@ class WarmParent:
 
     async def retire(self) -> None:
         """End it when its runs have ended; at once where this is cancelled."""
-        self._finish()
+        self._set_retired()
         try:
             await self._idle.wait()
         finally:
@@ -291,17 +293,17 @@ class WarmParent:
 
     async def close(self, seconds: float = _GOODBYE_SECONDS) -> None:
         """Have it end its children and itself; kill it if it has not after `seconds`."""
-        self._hang_up()
+        self._close_socket()
         await asyncio.wait({self.gone}, timeout=seconds)
         if not self.gone.done():
             self._process.kill()
             await asyncio.wait({self.gone})
 
-    def _finish(self) -> None:
-        if not self.over.done():
-            self.over.set_result(None)
+    def _set_retired(self) -> None:
+        if not self.retired.done():
+            self.retired.set_result(None)
 
-    def _hang_up(self) -> None:
+    def _close_socket(self) -> None:
         if self._sock.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._sock)
             self._sock.close()
@@ -313,7 +315,7 @@ class WarmParent:
             return 0
 
 
-def _times_of(paths: Iterable[str]) -> dict[str, int | None]:
+def _mtimes(paths: Iterable[str]) -> dict[str, int | None]:
     """When each file or folder was changed last; None where it is gone."""
     times: dict[str, int | None] = {}
     for path in paths:

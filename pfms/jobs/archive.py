@@ -30,13 +30,13 @@ from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
 from pfms.plugin import PLUGIN
 from pfms.plugin.types import Progress, Resultant
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import matches
 from pfms.storage.room import Room
 from pfms.storage.workspace import Workspace
 from pfms.volumes import preview
 
-_BUNDLES = 2  # at once: each is a copy of a job on the disk
+_MAX_BUNDLES = 2  # at once: each is a copy of a job on the disk
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Archive:
         self._runs = runs
         self._holds = holds
         self._room = room
-        self._draws = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
-        self._bundles = asyncio.Semaphore(_BUNDLES)
+        self._preview_slots = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
+        self._bundle_slots = asyncio.Semaphore(_MAX_BUNDLES)
 
     # --- to know ---------------------------------------------------------------------------
 
@@ -204,7 +204,7 @@ class Archive:
         Raises:
             PfmsError: There is no result, as `resultant` says.
         """
-        async with self._draws, self._holds.reading(job_id):
+        async with self._preview_slots, self._holds.reading(job_id):
             job = await self._succeeded(job_id)
             return await in_thread(self._draw, job)
 
@@ -222,13 +222,13 @@ class Archive:
             Gone: The voxels are wanted and were purged.
             DiskFull: The zip would take of what PFMS_MIN_FREE_BYTES keeps free.
         """
-        async with self._bundles, self._holds.reading(job_id):
+        async with self._bundle_slots, self._holds.reading(job_id):
             job = await self.job(job_id)
             if voxels and not job.ended:
                 raise JobNotFinished(f"The job is {job.state}.", job=job.id)
             if voxels and job.purged_at:
                 raise Gone("The voxels of this job were removed.", job=job.id)
-            with full_disk_is_told():
+            with reporting_full_disk():
                 files = bundle.files_of(self._workspace.job(job_id), voxels=voxels)
                 async with AsyncExitStack() as room:
                     if voxels:
@@ -257,7 +257,7 @@ class Archive:
                 await to_the_end(self._purge(job))
 
     async def _purge(self, job: Job) -> None:
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._workspace.job(job.id).clear_voxels)
             await self._journal.call(self._records.write, job.purged())
 
@@ -274,7 +274,7 @@ class Archive:
             await to_the_end(self._remove(job_id))
 
     async def _remove(self, job_id: str) -> None:
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._workspace.remove_job, job_id)
             await self._journal.call(self._records.forget, job_id)
 

@@ -9,7 +9,7 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, versions
 from pfms.plugin.types import PluginExit, PluginRun, Resultant
 from pfms.settings import Settings
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import sha256_of, size_and_sha256, sync_within, tail_of, write_atomically
 from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
@@ -46,7 +46,7 @@ class Attempt:
             time_limit=self._settings.job_timeout_seconds,
             grace=self._settings.grace_seconds,
         )
-        with full_disk_is_told():
+        with reporting_full_disk():
             self._tree.clear_run()
             script = PLUGIN.command_script(run.argv, run.environment)
             write_atomically(self._tree.command, script.encode(), mode=0o770)
@@ -91,7 +91,7 @@ class Attempt:
         tree = self._tree
         onehot, logits = (tree.root / PLUGIN.outputs[kind] for kind in ("onehot", "logits"))
         files: dict[Resultant, Path] = {"labels": tree.segmentation, "onehot": onehot}
-        with full_disk_is_told():
+        with reporting_full_disk():
             if tree.log.is_file():
                 sync_within(tree.root, [tree.log])
             disk_full = self._workspace.free_bytes() < _NO_ROOM

@@ -46,7 +46,7 @@ class Broadcast:
             if not self._listeners[job_id]:
                 del self._listeners[job_id]
 
-    def tell(self, job_id: str, event: Event | None) -> None:
+    def send(self, job_id: str, event: Event | None) -> None:
         """Give an event to everyone who listens to the job."""
         for listener in self._listeners.get(job_id, ()):
             listener.put_nowait(event)
@@ -54,4 +54,4 @@ class Broadcast:
     def end_all(self) -> None:
         """Let every stream end: the server stops."""
         for job_id in list(self._listeners):
-            self.tell(job_id, END)
+            self.send(job_id, END)

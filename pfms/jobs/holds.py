@@ -35,7 +35,7 @@ class Holds:
     @asynccontextmanager
     async def reading(self, job_id: str) -> AsyncIterator[None]:
         """Nothing removes the job's files meanwhile."""
-        with self._of(job_id) as hold:
+        with self._hold(job_id) as hold:
             await hold.wait_until(lambda: not hold.removers)
             hold.readers += 1
             try:
@@ -47,7 +47,7 @@ class Holds:
     @asynccontextmanager
     async def removing(self, job_id: str) -> AsyncIterator[None]:
         """Nothing else reads or removes the job's files meanwhile."""
-        with self._of(job_id) as hold:
+        with self._hold(job_id) as hold:
             hold.removers += 1
             try:
                 await hold.wait_until(lambda: not (hold.readers or hold.removing))
@@ -61,7 +61,7 @@ class Holds:
                 hold.released.set()
 
     @contextmanager
-    def _of(self, job_id: str) -> Iterator[_Hold]:
+    def _hold(self, job_id: str) -> Iterator[_Hold]:
         hold = self._holds.setdefault(job_id, _Hold())
         hold.users += 1
         try:

@@ -26,7 +26,7 @@ class Housekeeping:
     def start(self) -> None:
         """Begin, if there is anything to do at all."""
         if self._volumes or self._records:
-            self._task = asyncio.create_task(self._keep_house())
+            self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
         """Let go."""
@@ -34,7 +34,7 @@ class Housekeeping:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    async def _keep_house(self) -> None:
+    async def _run(self) -> None:
         while True:
             try:
                 await self.tidy()

@@ -28,7 +28,7 @@ from pfms.models.store import ModelRecord, ModelStore, valid_model_id
 from pfms.plugin import PLUGIN
 from pfms.plugin.types import Resultant
 from pfms.settings import Settings
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import link_or_copy
 from pfms.storage.removal import discard
 from pfms.storage.room import Room
@@ -60,10 +60,10 @@ class Place:
     def __init__(self, queue: JobQueue | None) -> None:
         self._queue = queue  # None: there is nothing to give back (any more)
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Let go of it: the job is in the queue now, or will never be."""
         if self._queue is not None:
-            self._queue.give_back()
+            self._queue.unreserve()
             self._queue = None
 
 
@@ -90,7 +90,7 @@ class Intake:
         self._holds = holds
         self.room = Room(workspace.free_bytes, settings.min_free_bytes)
         self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._looks = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
+        self._admission_slots = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
         self._limits = admit.VolumeLimits(
             max_volume_bytes=settings.max_volume_bytes, max_grid_voxels=settings.max_grid_voxels
         )
@@ -148,7 +148,7 @@ class Intake:
         try:
             yield place
         finally:
-            place.give_back()
+            place.release()
 
     def _check_not_draining(self) -> None:
         if self._runs.draining:
@@ -187,8 +187,8 @@ class Intake:
         self, upload: Upload, request: InferenceRequest, fingerprint: str | None, place: Place
     ) -> Job:
         created = utc_now()
-        async with self._tree_aside() as tree, self._looks:
-            model, facts = await in_thread(self._look, upload, request, tree)
+        async with self._unpublished_tree() as tree, self._admission_slots:
+            model, facts = await in_thread(self._fill_tree, upload, request, tree)
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
@@ -213,14 +213,14 @@ class Intake:
             )
             return await self._publish(tree, job, place)
 
-    def _look(
+    def _fill_tree(
         self, upload: Upload, request: InferenceRequest, tree: JobTree
     ) -> tuple[ModelRecord, admit.VolumeFacts]:
         """Put weights and volume into a job's folder, if the plugin can use them. It blocks."""
         tree.lay_out()
         model = self._models.link_into(request.model_id, tree.model)
         facts = admit.admit_volume(upload.path, tree.volume, self._limits)
-        PLUGIN.check_makes(request.resultant, facts.shape)
+        PLUGIN.check_can_make(request.resultant, facts.shape)
         return model, facts
 
     async def rerun(self, old: Job, resultant: Resultant | None) -> Job:
@@ -232,11 +232,11 @@ class Intake:
             NotNow: The queue or the disk is full, or there is nothing to run on.
         """
         wanted = resultant or old.resultant
-        PLUGIN.check_makes(wanted, old.volume.shape)
+        PLUGIN.check_can_make(wanted, old.volume.shape)
         created = utc_now()
-        async with self.place() as place, self._tree_aside() as tree:
+        async with self.place() as place, self._unpublished_tree() as tree:
             async with self._holds.reading(old.id):
-                await in_thread(_take_over, self._workspace.job(old.id), tree)
+                await in_thread(_link_inputs, self._workspace.job(old.id), tree)
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
@@ -250,10 +250,10 @@ class Intake:
             return await self._publish(tree, job, place)
 
     @asynccontextmanager
-    async def _tree_aside(self) -> AsyncIterator[JobTree]:
+    async def _unpublished_tree(self) -> AsyncIterator[JobTree]:
         """A job's folder to be filled, beside the others; nothing is left of one not published."""
         tree = JobTree(self._workspace.new_upload())
-        with full_disk_is_told():
+        with reporting_full_disk():
             try:
                 yield tree
             except BaseException:
@@ -269,12 +269,12 @@ class Intake:
         except BaseException:
             await in_thread(self._workspace.remove_job, job.id)
             raise
-        place.give_back()  # in the same step as it enters the queue, so that none is counted twice
-        self._runs.enter(job)
+        place.release()  # in the same step as it enters the queue, so that none is counted twice
+        self._runs.add(job)
         return job
 
 
-def _take_over(source: JobTree, tree: JobTree) -> None:
+def _link_inputs(source: JobTree, tree: JobTree) -> None:
     """Give a job the volume and the weights of another one. It blocks."""
     tree.lay_out()
     try:

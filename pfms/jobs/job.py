@@ -226,7 +226,7 @@ class Job(Record):
             versions=dict(facts.versions),
         )
 
-    def put_back(self, *, count_the_attempt: bool) -> "Job":
+    def requeued(self, *, count_the_attempt: bool) -> "Job":
         """It waits again. Attempts are counted to give up a job that its server dies of."""
         attempts = self.attempts if count_the_attempt else self.attempts - 1
         return self.moved("queued", device=None, attempts=attempts)

@@ -41,7 +41,7 @@ class JobQueue:
         self._reserved += 1
         return True
 
-    def give_back(self) -> None:
+    def unreserve(self) -> None:
         """Let go of a place that `reserve` kept."""
         self._reserved -= 1
 

@@ -8,7 +8,7 @@ from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
 from pfms.processes.kill import end_marked
 from pfms.processes.marks import WORKSPACE_MARK
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -33,20 +33,20 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
     for model_id, seconds in await journal.call(records.last_seconds, 50):
         runs.estimates.remember(model_id, seconds)
     for job in await journal.call(records.active):
-        taken_up = _take_up(job, max_attempts)
-        if taken_up is not job:
+        recovered = _recovered(job, max_attempts)
+        if recovered is not job:
             try:
-                with full_disk_is_told():
-                    await journal.call(records.write, taken_up)
+                with reporting_full_disk():
+                    await journal.call(records.write, recovered)
             except OSError as error:  # one folder that cannot be written stops no start
                 log.error("job %s is left as it is: %s", job.id, error)
                 continue
-            log.warning("job %s was %s and is now %s", job.id, job.state, taken_up.state)
-        if not taken_up.ended:
-            runs.enter(taken_up)
+            log.warning("job %s was %s and is now %s", job.id, job.state, recovered.state)
+        if not recovered.ended:
+            runs.add(recovered)
 
 
-def _take_up(job: Job, max_attempts: int) -> Job:
+def _recovered(job: Job, max_attempts: int) -> Job:
     if job.cancel_requested:
         return job.cancelled("It was cancelled, and the server stopped meanwhile.")
     if job.state == "queued":
@@ -58,4 +58,4 @@ def _take_up(job: Job, max_attempts: int) -> Job:
                 "POST to the job's /rerun to try once more.",
             )
         )
-    return job.put_back(count_the_attempt=True)
+    return job.requeued(count_the_attempt=True)

@@ -23,18 +23,18 @@ from pfms.jobs.queue import JobQueue, Slot
 from pfms.plugin.command import PluginCommand
 from pfms.plugin.types import PluginExit, Progress
 from pfms.settings import Settings
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 0.5  # at most this often is progress within a stage written down
-_FIRST_RUN_SECONDS = 30.0  # what a run is taken to last before any has been seen
+_DEFAULT_RUN_SECONDS = 30.0  # what a run is taken to last before any has been seen
 _RETRY_SECONDS = 1.0  # between attempts to record a step on a disk that is full
 _LONGEST_RETRY_SECONDS = 60.0  # between attempts to record a step that fails otherwise
-_HEARING_SECONDS = 0.2  # in which a stop that our processes have heard of is heard by us too
+_SIGNAL_DELAY_SECONDS = 0.2  # in which a stop that our processes have heard of is heard by us too
 
-Stop = Literal["cancelled", "client-gone", "shutdown"]
+StopReason = Literal["cancelled", "client-gone", "shutdown"]
 Step = Callable[[Job], Job]
 _WHY_CANCELLED = {
     "cancelled": "It was cancelled by a call.",
@@ -50,10 +50,10 @@ class Active:
     done: asyncio.Future[Job]
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     progress: Progress | None = None
-    told_at: float = 0.0
+    progress_sent_at: float = 0.0
     started: float = 0.0
     plugin: asyncio.Task[PluginExit] | None = None
-    stop: Stop | None = None
+    stop: StopReason | None = None
 
 
 class Runs:
@@ -83,12 +83,12 @@ class Runs:
 
     # --- coming in -------------------------------------------------------------------------
 
-    def enter(self, job: Job) -> None:
+    def add(self, job: Job) -> None:
         """Take in a job that is on record as queued."""
         self.active[job.id] = Active(job, asyncio.get_running_loop().create_future())
         self.queue.add(job.id)
         if self.draining:
-            self._let_go([job.id])
+            self._release_callers([job.id])
         self.dispatch()
 
     def dispatch(self) -> None:
@@ -121,7 +121,7 @@ class Runs:
             log.exception("job %s: its end cannot be recorded; it is tried again", job_id)
             self._spawn(self._record_later(active, step))
         else:
-            self._wait_again(active)
+            self._requeue(active)
         finally:
             self.queue.release(job_id)
             self.dispatch()
@@ -146,7 +146,7 @@ class Runs:
             return self._stopped(active)
         plugin_exit = active.plugin.result()
         if plugin_exit.ended_by == "executor":
-            await asyncio.sleep(_HEARING_SECONDS)
+            await asyncio.sleep(_SIGNAL_DELAY_SECONDS)
             if self.draining or active.job.attempts < self._settings.max_attempts:
                 log.warning("job %s: %s; it is run again", active.job.id, plugin_exit.message)
                 return self._stopped(active)
@@ -170,19 +170,19 @@ class Runs:
             why = _WHY_CANCELLED[active.stop]
             return lambda job: job.cancelled(why)
         orderly = self.draining
-        return lambda job: job.put_back(count_the_attempt=not orderly)
+        return lambda job: job.requeued(count_the_attempt=not orderly)
 
     def _failed(self, error: PfmsError, end: RunEnd | None = None) -> Step:
         return lambda job: job.failed(error, end)
 
-    def _wait_again(self, active: Active) -> None:
+    def _requeue(self, active: Active) -> None:
         """Put a job that was put back on record into the queue too, as the next one."""
         if active.job.state == "queued" and active.job.id in self.active:
             active.plugin = None
             active.progress = None
             self.queue.add(active.job.id, first=True)
             if self.draining:
-                self._let_go([active.job.id])
+                self._release_callers([active.job.id])
 
     # --- recording -------------------------------------------------------------------------
 
@@ -215,7 +215,7 @@ class Runs:
             except Exception as error:
                 log.error("job %s: still cannot be recorded: %s", active.job.id, error)
             else:
-                self._wait_again(active)
+                self._requeue(active)
                 self.dispatch()
                 return
 
@@ -231,7 +231,7 @@ class Runs:
                 return
             job = step(active.job)
             try:
-                with full_disk_is_told():
+                with reporting_full_disk():
                     event = await self._journal.call(self._journal.records.write, job)
             except JobNotFound as error:  # somebody removed its folder and the table
                 self.active.pop(job.id, None)
@@ -240,7 +240,7 @@ class Runs:
                     active.done.exception()
                 return
             active.job = job
-        self.broadcast.tell(job.id, event)
+        self.broadcast.send(job.id, event)
         if job.ended:
             self.active.pop(job.id, None)
             if not active.done.done():  # during a drain nobody waits for it any more
@@ -250,22 +250,22 @@ class Runs:
         new_stage = active.progress is None or active.progress.stage != progress.stage
         active.progress = progress
         now = time.monotonic()
-        if new_stage or now - active.told_at >= _PROGRESS_SECONDS:
-            active.told_at = now
-            self._spawn(self._tell_progress(active.job.id, progress))
+        if new_stage or now - active.progress_sent_at >= _PROGRESS_SECONDS:
+            active.progress_sent_at = now
+            self._spawn(self._send_progress(active.job.id, progress))
 
-    async def _tell_progress(self, job_id: str, progress: Progress) -> None:
+    async def _send_progress(self, job_id: str, progress: Progress) -> None:
         data = {"id": job_id, "state": "running", **progress.__dict__}
         try:
             event = await self._journal.call(self._journal.records.progress, job_id, data)
         except sqlite3.OperationalError:  # the disk is full: a record of progress is no loss
             return
         if event is not None and job_id in self.active:
-            self.broadcast.tell(job_id, event)
+            self.broadcast.send(job_id, event)
 
     # --- ending ----------------------------------------------------------------------------
 
-    async def cancel(self, job_id: str, why: Stop = "cancelled") -> Job | None:
+    async def cancel(self, job_id: str, why: StopReason = "cancelled") -> Job | None:
         """Ask for the end of a job; None if it has ended already.
 
         Raises:
@@ -292,7 +292,7 @@ class Runs:
         """Start nothing more; give what runs `seconds`, then put it back into the queue."""
         self.draining = True
         self.broadcast.end_all()
-        self._let_go(self.queue.waiting)
+        self._release_callers(self.queue.waiting)
         running = [self.active[job_id] for job_id in self.queue.running if job_id in self.active]
         if running:
             await _first_of(
@@ -305,7 +305,7 @@ class Runs:
                 one.plugin.cancel()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
-        self._let_go(self.active)
+        self._release_callers(self.active)
 
     def drain_now(self) -> None:
         """Wait no longer in a drain: what runs is put back into the queue now."""
@@ -314,7 +314,7 @@ class Runs:
     async def _sleep_unless_draining(self, seconds: float) -> None:
         await _first_of(self._drain_now.wait(), seconds=seconds)
 
-    def _let_go(self, job_ids: Iterable[str]) -> None:
+    def _release_callers(self, job_ids: Iterable[str]) -> None:
         """Tell the calls that wait for these jobs that they will not end under this server."""
         for job_id in job_ids:
             done = self.active[job_id].done
@@ -340,7 +340,7 @@ class Runs:
         def seconds(job_id: str) -> float:
             model_id = self.active[job_id].job.model.modelID
             if model_id not in known:
-                known[model_id] = self.estimates.expected(model_id) or _FIRST_RUN_SECONDS
+                known[model_id] = self.estimates.expected(model_id) or _DEFAULT_RUN_SECONDS
             return known[model_id]
 
         running = [job_id for job_id in self.queue.running if job_id in self.active]

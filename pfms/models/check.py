@@ -35,7 +35,7 @@ PASSED_ON = re.compile(
 )
 TAIL_BYTES = 16384
 ASK_DOCTOR = "Tell the operator of this server: `pfms doctor` says what is missing."
-DEATHS = {
+CAUSE_BY_SIGNAL = {
     signal.SIGKILL: "Opening the file took more memory than there is.",
     signal.SIGXCPU: "Opening the file took far longer than weights of this network ever do.",
     signal.SIGSEGV: "The file is damaged: torch crashes when it opens it.",
@@ -93,12 +93,12 @@ async def check_weights(
         raise PfmsError("The plugin's Python cannot be started.", ASK_DOCTOR) from error
     try:
         async with asyncio.timeout(time_limit):
-            said, complaint = await _listen(child)
+            stdout, stderr = await _listen(child)
     except TimeoutError:
         raise NotAModel(f"Looking at the file took more than {time_limit:g} seconds.") from None
     finally:
         await to_the_end(_end(child, mark))
-    return _judged(child.returncode, said, complaint)
+    return _verdict_of(child.returncode, stdout, stderr)
 
 
 def weights_environment() -> dict[str, str]:
@@ -116,9 +116,9 @@ async def _end(child: subprocess.Process, mark: str) -> None:
 
 async def _listen(child: subprocess.Process) -> tuple[bytes, bytes]:
     """The last of its stdout and stderr, once it has ended."""
-    said, complaint = await asyncio.gather(_tail(child.stdout), _tail(child.stderr))
+    stdout, stderr = await asyncio.gather(_tail(child.stdout), _tail(child.stderr))
     await child.wait()
-    return said, complaint
+    return stdout, stderr
 
 
 async def _tail(stream: asyncio.StreamReader | None) -> bytes:
@@ -128,10 +128,10 @@ async def _tail(stream: asyncio.StreamReader | None) -> bytes:
     return kept
 
 
-def _judged(code: int | None, said: bytes, complaint: bytes) -> CheckedWeights:
+def _verdict_of(code: int | None, stdout: bytes, stderr: bytes) -> CheckedWeights:
     """The verdict, or where there is none, what the child died of."""
     try:
-        verdict: dict[str, Any] = json.loads(said)
+        verdict: dict[str, Any] = json.loads(stdout)
         if verdict["ok"]:
             return CheckedWeights(
                 str(verdict["sha256"]), int(verdict["size"]), tuple(verdict["warnings"])
@@ -139,12 +139,12 @@ def _judged(code: int | None, said: bytes, complaint: bytes) -> CheckedWeights:
         kind, detail = str(verdict["code"]), str(verdict["detail"])
     except (ValueError, KeyError, TypeError):
         kind, detail = "died", "The look at the file ended without an answer, "
-        detail += f"{how_it_ended(code, complaint.decode(errors='replace'))}."
-        if code is not None and -code in DEATHS:
-            kind, detail = "not-a-model", DEATHS[signal.Signals(-code)]
+        detail += f"{how_it_ended(code, stderr.decode(errors='replace'))}."
+        if code is not None and -code in CAUSE_BY_SIGNAL:
+            kind, detail = "not-a-model", CAUSE_BY_SIGNAL[signal.Signals(-code)]
     if kind == "not-a-model":
         raise NotAModel(detail)
-    logger.error("%s: %s\n%s", WEIGHTS_CHILD.name, detail, complaint.decode(errors="replace"))
+    logger.error("%s: %s\n%s", WEIGHTS_CHILD.name, detail, stderr.decode(errors="replace"))
     if kind == "disk-full":
         raise DiskFull(detail)
     raise PfmsError(detail, ASK_DOCTOR)

@@ -20,7 +20,7 @@ from pfms.aio import to_the_end
 from pfms.clock import iso, utc_now
 from pfms.errors import InvalidModelID, ModelNotFound
 from pfms.models.check import CHILD_SECONDS, check_weights
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import link_or_copy, sync_folder
 from pfms.storage.removal import discard
 
@@ -117,8 +117,8 @@ class ModelStore:
         self.root = root
         self._interpreter = (interpreter,) if isinstance(interpreter, str) else tuple(interpreter)
         self._time_limit = time_limit
-        self._together = threading.Lock()
-        self._one_child = asyncio.Lock()
+        self._lock = threading.Lock()
+        self._child_lock = asyncio.Lock()
 
     def names(self) -> list[str]:
         """The IDs of all models, sorted; folders without weights or record are none."""
@@ -155,7 +155,7 @@ class ModelStore:
         valid_model_id(model_id)
         weights = upload.with_name(f"{upload.name}.{uuid.uuid4().hex}.part")
         try:
-            async with self._one_child:
+            async with self._child_lock:
                 found = await check_weights(self._interpreter, upload, weights, self._time_limit)
             return await asyncio.to_thread(
                 self.place,
@@ -195,21 +195,21 @@ class ModelStore:
             warnings=(*warnings, *_warnings_of_name(model_id)),
         )
         folder = self.root / model_id
-        with self._together, full_disk_is_told():
+        with self._lock, reporting_full_disk():
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 # models/ may be a volume of its own, so a rename alone may not do
                 shutil.move(weights, folder / "model.pth.part")
                 _make_read_only(folder / "model.pth.part")
                 self._write_record(record)
-                # `_mend` finishes what a crash from here on leaves.
+                # `_repair` finishes what a crash from here on leaves.
                 (folder / "model.pth.part").replace(folder / "model.pth")
                 sync_folder(folder)
                 (folder / "model.json.part").replace(folder / "model.json")
                 sync_folder(folder)
                 sync_folder(self.root)
             except BaseException:
-                self._mend(model_id)
+                self._repair(model_id)
                 raise
         return record
 
@@ -222,10 +222,10 @@ class ModelStore:
             InvalidModelID, ModelNotFound: The ID could not be one; no model has it.
             DiskFull: It had to be copied, and there is no room.
         """
-        with self._together, full_disk_is_told():
+        with self._lock, reporting_full_disk():
             record = self.get(model_id)
             file = self.root / model_id / "model.pth"
-            if _may_change(file):
+            if _can_change(file):
                 shutil.copyfile(file, target)
             else:
                 link_or_copy(file, target)
@@ -240,7 +240,7 @@ class ModelStore:
             InvalidModelID, ModelNotFound: The ID could not be one; no model has it.
         """
         aside = self.root / f"{REMOVED}{uuid.uuid4().hex}"
-        with self._together:
+        with self._lock:
             self.get(model_id)
             (self.root / model_id).rename(aside)
             sync_folder(self.root)
@@ -250,13 +250,13 @@ class ModelStore:
         """At a start: finish or undo what a crash left, and look again at files put in by hand."""
         if not self.root.is_dir():
             return
-        with self._together:
+        with self._lock:
             for path in list(self.root.iterdir()):
                 if path.name.startswith(REMOVED):
                     discard(path)
                 elif MODEL_ID.fullmatch(path.name) and path.is_dir():
                     try:
-                        self._mend(path.name)
+                        self._repair(path.name)
                     except OSError as error:  # one folder is no reason not to start
                         logger.warning("model %s cannot be read: %s", path.name, error.strerror)
 
@@ -273,7 +273,7 @@ class ModelStore:
             os.fsync(file.fileno())
         sync_folder(path.parent)
 
-    def _mend(self, name: str) -> None:
+    def _repair(self, name: str) -> None:
         """Make one folder consistent, whatever step a crash, or a person, stopped at."""
         folder = self.root / name
         weights, kept, part = (folder / n for n in ("model.pth", "model.json", "model.json.part"))
@@ -287,7 +287,7 @@ class ModelStore:
             return
         if not weights.is_symlink():
             _make_read_only(weights)
-        if _may_change(weights):
+        if _can_change(weights):
             logger.warning("model %s: its file can be written to; each job gets a copy", name)
         next_record = _read_record(part)
         if next_record and next_record.sha256 == _sha256(weights):
@@ -351,7 +351,7 @@ def _make_read_only(file: Path) -> None:
         os.fsync(opened.fileno())
 
 
-def _may_change(file: Path) -> bool:
+def _can_change(file: Path) -> bool:
     """Whether its content may become another under the same name, without us."""
     return file.is_symlink() or bool(file.stat().st_mode & WRITABLE)
 

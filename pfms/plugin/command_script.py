@@ -90,7 +90,7 @@ set -- @COMMAND@
 """
 
 # Said by the script itself, for the machine that it runs on.
-_OF_THE_MACHINE = {"USER", "HOME", "MPLCONFIGDIR"}
+_MACHINE_SPECIFIC = {"USER", "HOME", "MPLCONFIGDIR"}
 
 
 def render(
@@ -113,19 +113,19 @@ def render(
     """
     if len(command) == 1:
         name = PurePosixPath(command[0]).name
-        find = _filled(
+        find = _fill(
             _EXECUTABLE,
             EXECUTABLE=shlex.quote(command[0]),
             NAME=shlex.quote(name),
         )
     else:
-        find = _filled(_SCRIPT_OF_AN_INTERPRETER, COMMAND=shlex.join(command))
+        find = _fill(_SCRIPT_OF_AN_INTERPRETER, COMMAND=shlex.join(command))
     exports = "".join(
         f"export {name}={shlex.quote(value)}\n"
         for name, value in sorted(environment.items())
-        if name not in _OF_THE_MACHINE
+        if name not in _MACHINE_SPECIFIC
     )
-    return _filled(
+    return _fill(
         _SCRIPT,
         FILES=shlex.join(files),
         COMMAND=find,
@@ -136,5 +136,5 @@ def render(
     )
 
 
-def _filled(template: str, **parts: str) -> str:
+def _fill(template: str, **parts: str) -> str:
     return re.sub(r"@([A-Z]+)@", lambda match: parts[match[1]], template)

@@ -66,14 +66,14 @@ class Plugin(Protocol):
 
     # --- what it makes of a volume -------------------------------------------------------------
 
-    def check_makes(self, resultant: Resultant, shape: tuple[int, int, int]) -> None:
+    def check_can_make(self, resultant: Resultant, shape: tuple[int, int, int]) -> None:
         """Refuse a resultant that it cannot make of a volume of this shape (x, y, z).
 
         Raises:
             UnsupportedNifti: It cannot.
         """
 
-    def believes_sform(self, pixdim: Floats, spacing: Floats) -> bool:
+    def uses_sform(self, pixdim: Floats, spacing: Floats) -> bool:
         """Whether its reader places a volume by the sform, and not by the qform.
 
         Args:

@@ -87,7 +87,7 @@ class Spleenseg:
             result=_ONEHOT.removeprefix(f"{_OUTPUTDIR}/"),
         )
 
-    def check_makes(self, resultant: Resultant, shape: tuple[int, int, int]) -> None:
+    def check_can_make(self, resultant: Resultant, shape: tuple[int, int, int]) -> None:
         """Refuse logits of a volume at which the plugin stops before it writes them."""
         if resultant == "logits" and shape[2] < _SLICES_FOR_PICTURE:
             raise UnsupportedNifti(
@@ -96,7 +96,7 @@ class Spleenseg:
                 "Ask for the resultant 'labels' or 'onehot', or send a volume of more slices.",
             )
 
-    def believes_sform(self, pixdim: Floats, spacing: Floats) -> bool:
+    def uses_sform(self, pixdim: Floats, spacing: Floats) -> bool:
         """Whether its reader goes by the sform.
 
         MONAI's loader does not believe an sform whose spacing differs from pixdim, and takes the

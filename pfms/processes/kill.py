@@ -69,9 +69,9 @@ def _end_group(group: int, grace: float, ended: int | None = None) -> None:
             log.error("process group %d has taken another user's rights", group)
             return
         until = time.monotonic() + seconds
-        while _group_lives(group, ended) and time.monotonic() < until:
+        while _group_is_alive(group, ended) and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
-    if _group_lives(group, ended):
+    if _group_is_alive(group, ended):
         log.error("process group %d does not end: it hangs in the kernel", group)
 
 
@@ -83,7 +83,7 @@ def _reap_adopted(group: int) -> None:
             time.sleep(_POLL_SECONDS)
 
 
-def _group_lives(group: int, ended: int | None) -> bool:
+def _group_is_alive(group: int, ended: int | None) -> bool:
     """Whether more than the dead, and the one that has ended, is in it.
 
     One that forks all the time may be missed by the look around, and is ended by the KILL.
@@ -93,7 +93,7 @@ def _group_lives(group: int, ended: int | None) -> bool:
     except ProcessLookupError:
         return False
     # It counts the dead whom nobody has reaped yet: a container's PID 1 may never do so.
-    return any(_lives(pid) for pid in psutil.pids() if pid != ended and _group_of(pid) == group)
+    return any(_is_alive(pid) for pid in psutil.pids() if pid != ended and _group_of(pid) == group)
 
 
 def _group_of(pid: int) -> int | None:
@@ -103,7 +103,7 @@ def _group_of(pid: int) -> int | None:
         return None
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     return False

@@ -20,9 +20,9 @@ from pfms.processes.kill import Child, ChildLost, end_run
 from pfms.processes.marks import JOB_MARK
 
 # The machine had no room for one more process or file just then: not the run's fault.
-_NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+_NO_RESOURCES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 # A service manager that stops us tells all our processes at once: not the run's fault either.
-_TOLD_TO_END = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -174,7 +174,7 @@ def _not_started(error: OSError, command: str, cwd: Path, seconds: float) -> Plu
         code=None,
         signal=None,
         seconds=seconds,
-        ended_by="executor" if error.errno in _NO_ROOM else "not-started",
+        ended_by="executor" if error.errno in _NO_RESOURCES else "not-started",
         message=message,
     )
 
@@ -182,7 +182,7 @@ def _not_started(error: OSError, command: str, cwd: Path, seconds: float) -> Plu
 def _ended(returncode: int | None, timed_out: bool, seconds: float) -> PluginExit:
     code = -signal.SIGKILL if returncode is None else returncode  # it hangs in the kernel
     number = -code if code < 0 else None
-    told = not timed_out and number in _TOLD_TO_END
+    told = not timed_out and number in _STOP_SIGNALS
     return PluginExit(
         code=None if number else code,
         signal=number,

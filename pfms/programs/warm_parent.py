@@ -71,7 +71,7 @@ class Link:
         return json.loads(data) if data else None, descriptors[0] if descriptors else -1
 
 
-class Mark:
+class EnvironmentMark:
     """What /proc shows of our start environment: the one thing that tells a run's processes.
 
     A forked child shows what its parent was started with. So the parent is started with a mark of
@@ -104,10 +104,10 @@ class Parent:
         self._link = link
         self._call = call
         self._grace = grace
-        self._mark = Mark()
+        self._mark = EnvironmentMark()
         self._running: dict[int, int] = {}
         self._run = 0  # in a child: its own
-        warm_plugin.count_windows(self._tell)
+        warm_plugin.count_windows(self._report_progress)
 
     def serve(self) -> None:
         """Until the socket ends."""
@@ -136,7 +136,7 @@ class Parent:
             self._link.send({"ended": order["run"], "pid": 0, "status": 0})
         else:
             if not pid:
-                self._be_the_run(order, log)
+                self._run_in_child(order, log)
             self._running[pid] = order["run"]
         os.close(log)
 
@@ -162,11 +162,11 @@ class Parent:
 
     # --- in the child --------------------------------------------------------------------------
 
-    def _be_the_run(self, order: Message, log: int) -> NoReturn:
+    def _run_in_child(self, order: Message, log: int) -> NoReturn:
         """Do what a fresh process would have done."""
         code = 1
         try:
-            self._settle(order, log)
+            self._set_up_run(order, log)
             code = warm_plugin.exit_code_of(self._call)
             threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
@@ -181,7 +181,7 @@ class Parent:
         finally:
             os._exit(code)
 
-    def _settle(self, order: Message, log: int) -> None:
+    def _set_up_run(self, order: Message, log: int) -> None:
         self._run = order["run"]
         os.setsid()
         self._mark.write(order["job"])
@@ -210,7 +210,7 @@ class Parent:
         if not self._link.send({"started": self._run, "pid": os.getpid()}):
             os._exit(1)  # the run is given up already, and may be going on elsewhere
 
-    def _tell(self, **progress: Any) -> None:
+    def _report_progress(self, **progress: Any) -> None:
         self._link.send({"progress": self._run, **progress}, wait=False)
 
 

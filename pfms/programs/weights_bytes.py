@@ -30,13 +30,13 @@ FOREIGN = (
 )
 
 
-def why_not_weights(file: IO[bytes]) -> str:
+def problem_with(file: IO[bytes]) -> str:
     """Why they are not of a file that torch.save wrote, one sentence; else empty."""
     head = file.read(HEAD_BYTES)
     if not head:
         return "The file is empty."
     if head.startswith(b"PK\x03\x04"):
-        return why_not_an_archive(file)
+        return problem_with_archive(file)
     if LEGACY_MAGIC in head[:32]:
         return ""
     for pattern, words in FOREIGN:
@@ -45,7 +45,7 @@ def why_not_weights(file: IO[bytes]) -> str:
     return "The file is not one that torch.save writes."
 
 
-def why_not_an_archive(file: IO[bytes]) -> str:
+def problem_with_archive(file: IO[bytes]) -> str:
     """Why it is not an archive of torch.save's, or is damaged, or unpacks to very much."""
     try:
         archive = zipfile.ZipFile(file)

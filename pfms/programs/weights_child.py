@@ -35,12 +35,19 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pfms.programs.weights_bytes import ADVICE, CUT_OFF, why_not_weights
-    from pfms.programs.weights_search import Found, find, left_out, more_layers, shown, some
+    from pfms.programs.weights_bytes import ADVICE, CUT_OFF, problem_with
+    from pfms.programs.weights_search import (
+        SearchResult,
+        extra_layers,
+        find,
+        left_out,
+        listed,
+        quoted,
+    )
 else:  # they lie beside this file, where Python may have been told not to look
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
-    from weights_bytes import ADVICE, CUT_OFF, why_not_weights
-    from weights_search import Found, find, left_out, more_layers, shown, some
+    from weights_bytes import ADVICE, CUT_OFF, problem_with
+    from weights_search import SearchResult, extra_layers, find, left_out, listed, quoted
 
 MEMORY_BYTES = 8 << 30
 CPU_SECONDS = 100
@@ -71,7 +78,7 @@ class PlainDictionary(StandIn):
 # What trainers put into checkpoints beside the weights: numbers, histories, hyperparameters. Of
 # these names nothing is imported or called, for even numpy's own functions are not made for what
 # a stranger sends: the pickle gets a stand-in for each. Any other name is refused.
-BESIDE_WEIGHTS = {
+ALLOWED_EXTRAS = {
     "argparse": "Namespace",
     "builtins": "dict list int float str bool",
     "datetime": "datetime",
@@ -94,7 +101,7 @@ BESIDE_WEIGHTS = {
 def stand_ins() -> list[Any]:
     """A class for each name, which torch knows it by."""
     made: list[Any] = [type("defaultdict", (PlainDictionary,), {"__module__": "collections"})]
-    for module, names in BESIDE_WEIGHTS.items():
+    for module, names in ALLOWED_EXTRAS.items():
         made += [type(name, (StandIn,), {"__module__": module}) for name in names.split()]
     return made
 
@@ -151,11 +158,11 @@ def confine() -> None:
 def convert(upload: Path, target: Path, where: str) -> dict[str, Any]:
     """Check `upload` and write `target`; what the verdict says of it."""
     with upload.open("rb") as file:
-        if why_not := why_not_weights(file):
-            raise Refused(why_not)
+        if problem := problem_with(file):
+            raise Refused(problem)
         content, locations = load(file)
-    network = network_of_the_plugin(where)
-    state, notes = taken_from(content, network)
+    network = plugin_network(where)
+    state, notes = extract_weights(content, network)
     weights = {key: as_stored(key, state[key], like) for key, like in network.items()}
     others = {str(state[key].dtype) for key, like in network.items() if like.is_floating_point()}
     for dtype in sorted(others - {"torch.float32"}):
@@ -187,10 +194,10 @@ def load(file: IO[bytes]) -> tuple[Any, set[str]]:
     except Exception as error:
         if "allocate memory" in str(error) or "not enough memory" in str(error):
             raise MemoryError from None
-        raise Refused(why_not_loaded(error)) from None
+        raise Refused(explain_load_error(error)) from None
 
 
-def why_not_loaded(error: Exception) -> str:
+def explain_load_error(error: Exception) -> str:
     """What torch's own words mean to the one who sent the file."""
     # "… Unsupported global: GLOBAL posix.system was not an allowed global by default …"
     found = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
@@ -204,7 +211,7 @@ def why_not_loaded(error: Exception) -> str:
     return CUT_OFF
 
 
-def network_of_the_plugin(where: str) -> dict[str, Any]:
+def plugin_network(where: str) -> dict[str, Any]:
     """Keys and tensors of the installed plugin's own network, which is at `module:attribute`."""
     try:
         module, _, path = where.partition(":")
@@ -217,40 +224,40 @@ def network_of_the_plugin(where: str) -> dict[str, Any]:
         raise Refused(words, "no-plugin") from error
 
 
-def taken_from(content: Any, network: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def extract_weights(content: Any, network: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The network's weights in what the file holds, and what a user should know of the rest."""
     if not isinstance(content, dict | list | tuple):
         raise Refused(f"The file holds a {type(content).__name__}, not a state dict: {ADVICE}.")
     found = find(content, network)
-    place = found.place
-    if place is None or 2 * len(place.state) < len(network):
-        raise Refused(another_network(found, content, network))
-    state = dict(place.state)
+    candidate = found.candidate
+    if candidate is None or 2 * len(candidate.state) < len(network):
+        raise Refused(describe_mismatch(found, content, network))
+    state = dict(candidate.state)
     compare(state, network)
-    if more := more_layers(place):
-        raise Refused(f"The plugin's network has no key {shown(more[0])}.")
+    if more := extra_layers(candidate):
+        raise Refused(f"The plugin's network has no key {quoted(more[0])}.")
     notes = []
-    if place.path:
-        where = " > ".join(shown(name, 40) for name in place.path)
+    if candidate.path:
+        where = " > ".join(quoted(name, 40) for name in candidate.path)
         notes.append(f"The state dict was wrapped in {where}; only it is stored.")
-    if place.prefix:
-        notes.append(f"The keys began with {shown(place.prefix)}, which was removed.")
+    if candidate.prefix:
+        notes.append(f"The keys began with {quoted(candidate.prefix)}, which was removed.")
     if found.others:
         others = ", ".join(other.name for other in found.others[:3])
-        notes.append(f"It was taken from {place.name}; weights that fit are also in {others}.")
-    if beside := left_out(content, place):
-        notes.append(f"Left out, since the network has no use for it: {some(beside)}.")
+        notes.append(f"It was taken from {candidate.name}; weights that fit are also in {others}.")
+    if beside := left_out(content, candidate):
+        notes.append(f"Left out, since the network has no use for it: {listed(beside)}.")
     return state, notes
 
 
-def another_network(found: Found, content: Any, network: dict[str, Any]) -> str:
+def describe_mismatch(found: SearchResult, content: Any, network: dict[str, Any]) -> str:
     """Why none of it is the plugin's network, with the keys that were found."""
     if not found.keys:
-        keys = f" (its keys are {some(content)})" if isinstance(content, dict) and content else ""
+        keys = f" (its keys are {listed(content)})" if isinstance(content, dict) and content else ""
         return f"The file holds a {type(content).__name__} without weights{keys}: {ADVICE}."
-    ours = shown(next(iter(network)))
+    ours = quoted(next(iter(network)))
     return (
-        f"It is another network: its keys are {some(found.keys)}; the plugin's begin with {ours}."
+        f"It is another network: its keys are {listed(found.keys)}; the plugin's begin with {ours}."
     )
 
 
@@ -260,18 +267,18 @@ def compare(state: dict[str, Any], network: dict[str, Any]) -> None:
 
     for key, like in network.items():
         if key not in state:
-            raise Refused(f"The key {shown(key)} of the plugin's network is missing.")
+            raise Refused(f"The key {quoted(key)} of the plugin's network is missing.")
         value = state[key]
         if not isinstance(value, torch.Tensor):
-            raise Refused(f"{shown(key)} is a {type(value).__name__}, not a tensor.")
+            raise Refused(f"{quoted(key)} is a {type(value).__name__}, not a tensor.")
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise Refused(f"{shown(key)} is not a plain tensor: it is sparse, quantised or empty.")
+            raise Refused(f"{quoted(key)} is not a plain tensor: it is sparse, quantised or empty.")
         if value.shape != like.shape:
             has, wants = size_of(value), size_of(like)
-            raise Refused(f"{shown(key)} has the shape {has} instead of {wants}.")
+            raise Refused(f"{quoted(key)} has the shape {has} instead of {wants}.")
         if value.is_complex() or (like.is_floating_point() and not value.is_floating_point()):
             kind = str(value.dtype).removeprefix("torch.")
-            raise Refused(f"{shown(key)} holds {kind} numbers, not floating-point ones.")
+            raise Refused(f"{quoted(key)} holds {kind} numbers, not floating-point ones.")
 
 
 def as_stored(key: str, value: Any, like: Any) -> Any:
@@ -281,7 +288,7 @@ def as_stored(key: str, value: Any, like: Any) -> Any:
     if like.is_floating_point():
         stored = torch.empty(like.shape, dtype=torch.float32).copy_(value.detach())
         if not torch.isfinite(stored).all():
-            raise Refused(f"{shown(key)} holds numbers that are not finite (NaN or infinite).")
+            raise Refused(f"{quoted(key)} holds numbers that are not finite (NaN or infinite).")
         return stored
     # Batches counted in training: of no use to inference, and in half precision soon infinite.
     if value.is_floating_point() and not torch.isfinite(value).all():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DEEPEST = 4  # dictionaries in dictionaries
-MOST_KEYS = 500_000  # looked at in all; a checkpoint with two optimizers has some thousands
+MOST_KEYS = 500_000  # looked at in all; a checkpoint with two optimizers has listed thousands
 LONGEST_KEY = 1000  # characters
 LONGEST_LIST = 100  # a list of networks is short; long ones are histories of the training
 
@@ -24,7 +24,7 @@ NAMES = (
 )
 AVERAGE = re.compile(r"(?<![a-z])(?:ema|swa)(?![a-z])|averag|shadow|teacher", re.IGNORECASE)
 # What torch puts into the middle of keys when a part of a network was compiled or sharded.
-IN_BETWEEN = re.compile(
+INSERTED = re.compile(
     r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 
@@ -32,7 +32,7 @@ Path = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Place:
+class Candidate:
     """Where keys of the network are.
 
     Attributes:
@@ -52,8 +52,8 @@ class Place:
     @property
     def name(self) -> str:
         """`'state_dict' > 'net'`, and the prefix."""
-        where = " > ".join(map(shown, self.path)) or "the outermost dictionary"
-        return f"{where} (keys with {shown(self.prefix)})" if self.prefix else where
+        where = " > ".join(map(quoted, self.path)) or "the outermost dictionary"
+        return f"{where} (keys with {quoted(self.prefix)})" if self.prefix else where
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -65,39 +65,44 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search came to.
 
     Attributes:
-        place: The best place; None where the file has not one key of the network.
+        candidate: The best candidate; None where the file has not one key of the network.
         others: Places that fit as well, and were not taken.
         keys: Of the dictionary with the most tensors, whatever they are; empty without any tensor.
     """
 
-    place: Place | None
-    others: list[Place]
+    candidate: Candidate | None
+    others: list[Candidate]
     keys: list[Any]
 
 
-def find(content: Any, network: Mapping[str, Any]) -> Found:
+def find(content: Any, network: Mapping[str, Any]) -> SearchResult:
     """Search a file's content for the network.
 
     Args:
         content: What `torch.load` gave.
         network: The tensors of the network, by key.
     """
-    places: list[Place] = []
+    candidates: list[Candidate] = []
     keys: list[Any] = []
     most = 0
     for path, each in dictionaries(content):
         tensors = sum(hasattr(value, "is_floating_point") for value in each.values())
         if tensors > most:
             most, keys = tensors, list(each)
-        places += places_in(each, path, network)
-    fitting = sorted((place for place in places if place.fits), key=lambda place: place.order)
+        candidates += candidates_in(each, path, network)
+    fitting = sorted(
+        (candidate for candidate in candidates if candidate.fits),
+        key=lambda candidate: candidate.order,
+    )
     if fitting:
-        return Found(fitting[0], fitting[1:], keys)
-    return Found(max(places, key=lambda place: len(place.state), default=None), [], keys)
+        return SearchResult(fitting[0], fitting[1:], keys)
+    return SearchResult(
+        max(candidates, key=lambda candidate: len(candidate.state), default=None), [], keys
+    )
 
 
 def dictionaries(content: Any) -> Iterator[tuple[Path, Mapping[Any, Any]]]:
@@ -126,18 +131,22 @@ def is_container(value: Any) -> bool:
     )
 
 
-def places_in(each: Mapping[Any, Any], path: Path, network: Mapping[str, Any]) -> list[Place]:
-    """The places in one dictionary that have all keys; else the one that has most of them."""
+def candidates_in(
+    each: Mapping[Any, Any], path: Path, network: Mapping[str, Any]
+) -> list[Candidate]:
+    """The candidates in one dictionary that have all keys; else the one that has most of them."""
     plain = {k: v for k, v in each.items() if isinstance(k, str) and len(k) <= LONGEST_KEY}
-    best: list[Place] = []
-    for content in (plain, {IN_BETWEEN.sub("", key): value for key, value in plain.items()}):
+    best: list[Candidate] = []
+    for content in (plain, {INSERTED.sub("", key): value for key, value in plain.items()}):
         if best and content.keys() == plain.keys():
             break
         counts = prefixes(content, network)
         whole = [prefix for prefix, count in counts.items() if count == len(network)]
         if whole:
-            return [place_at(prefix, content, path, network) for prefix in whole]
-        best += [place_at(prefix, content, path, network) for prefix, _ in counts.most_common(1)]
+            return [candidate_at(prefix, content, path, network) for prefix in whole]
+        best += [
+            candidate_at(prefix, content, path, network) for prefix, _ in counts.most_common(1)
+        ]
     return best
 
 
@@ -152,55 +161,55 @@ def prefixes(keys: Iterable[str], network: Mapping[str, Any]) -> Counter[str]:
     )
 
 
-def place_at(
+def candidate_at(
     prefix: str, content: Mapping[str, Any], path: Path, network: Mapping[str, Any]
-) -> Place:
-    """The place of that prefix."""
+) -> Candidate:
+    """The candidate of that prefix."""
     state = {key: content[prefix + key] for key in network if prefix + key in content}
     fits = len(state) == len(network) and all(
         getattr(state[key], "shape", None) == like.shape for key, like in network.items()
     )
-    return Place(path, prefix, content, state, fits)
+    return Candidate(path, prefix, content, state, fits)
 
 
-def left_out(content: Any, place: Place) -> list[Any]:
+def left_out(content: Any, candidate: Candidate) -> list[Any]:
     """The names of all that lies beside the network, the outermost first."""
     names: list[Any] = []
-    for taken in place.path:
+    for taken in candidate.path:
         items = dict(content if isinstance(content, dict) else enumerate(content))
         names += [name for name in items if str(name) != taken]
         content = next(value for name, value in items.items() if str(name) == taken)
-    used = {place.prefix + key for key in place.state}
-    return names + [key for key in content if key not in used and not in_between(key, used)]
+    used = {candidate.prefix + key for key in candidate.state}
+    return names + [key for key in content if key not in used and not is_used(key, used)]
 
 
-def in_between(key: Any, used: set[str]) -> bool:
+def is_used(key: Any, used: set[str]) -> bool:
     """Whether a key is one of those in use, but for what torch put into it."""
-    return isinstance(key, str) and len(key) <= LONGEST_KEY and IN_BETWEEN.sub("", key) in used
+    return isinstance(key, str) and len(key) <= LONGEST_KEY and INSERTED.sub("", key) in used
 
 
-def more_layers(place: Place) -> list[str]:
+def extra_layers(candidate: Candidate) -> list[str]:
     """Tensors of layers, by their keys, that the network does not have."""
-    network = place.state
-    begins = tuple({place.prefix + key.partition(".")[0] + "." for key in network})
+    network = candidate.state
+    begins = tuple({candidate.prefix + key.partition(".")[0] + "." for key in network})
     return [
         key
-        for key, value in place.content.items()
+        for key, value in candidate.content.items()
         if key.startswith(begins)
-        and key[len(place.prefix) :] not in network
+        and key[len(candidate.prefix) :] not in network
         and hasattr(value, "is_floating_point")
     ]
 
 
-def shown(key: Any, longest: int = 100) -> str:
+def quoted(key: Any, longest: int = 100) -> str:
     """A key, quoted; shortened, since a stranger chose it."""
     if not isinstance(key, str):
         return repr(key)[:longest]
     return repr(key if len(key) <= longest else key[:longest] + "…")
 
 
-def some(keys: Iterable[Any], most: int = 3) -> str:
+def listed(keys: Iterable[Any], most: int = 3) -> str:
     """`'a', 'b', 'c' and 145 more`."""
     keys = list(keys)
-    first = ", ".join(shown(key, 40) for key in keys[:most])
+    first = ", ".join(quoted(key, 40) for key in keys[:most])
     return f"{first} and {len(keys) - most} more" if len(keys) > most else first

@@ -12,7 +12,7 @@ from pfms.errors import DiskFull
 
 
 @contextmanager
-def full_disk_is_told() -> Iterator[None]:
+def reporting_full_disk() -> Iterator[None]:
     """Turn "no space left", of the operating system or of SQLite, into `DiskFull`."""
     try:
         yield

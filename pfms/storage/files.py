@@ -65,7 +65,7 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def appearing_whole(target: Path) -> Iterator[Path]:
+def writing_atomically(target: Path) -> Iterator[Path]:
     """Give a path to write to; the file takes the name `target` at the end, if all went well.
 
     Content and name are durable then. One writer at a time: what a crash leaves of one, the next
@@ -84,7 +84,7 @@ def appearing_whole(target: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o660) -> None:
     """Write `content` so that it appears whole and durably."""
-    with appearing_whole(path) as part, part.open("wb") as file:
+    with writing_atomically(path) as part, part.open("wb") as file:
         os.fchmod(file.fileno(), mode)
         file.write(content)
 

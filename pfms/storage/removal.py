@@ -26,7 +26,7 @@ def discard(path: Path) -> None:
         OSError: Something cannot be removed, and is left.
     """
     try:
-        if not let_in(path):
+        if not restore_access(path):
             path.unlink()
             return
         top = os.open(path, _FOLDER)
@@ -47,7 +47,7 @@ def discard(path: Path) -> None:
         os.close(top)
 
 
-def let_in(path: str | Path, parent: int | None = None) -> bool:
+def restore_access(path: str | Path, parent: int | None = None) -> bool:
     """Give the owner back each right in a folder that a program took away.
 
     Args:
@@ -95,7 +95,7 @@ def _remove_files(folder: int) -> list[str]:
     folders = []
     for name in os.listdir(folder):
         with suppress(FileNotFoundError):
-            if let_in(name, folder):
+            if restore_access(name, folder):
                 folders.append(name)
             else:
                 os.unlink(name, dir_fd=folder)

@@ -37,7 +37,7 @@ class Room:
         try:
             yield reservation
         finally:
-            self.give_back(reservation.unwritten)
+            self.release(reservation.unwritten)
 
     async def promise(self, size: int) -> None:
         """Count `size` bytes more.
@@ -51,7 +51,7 @@ class Room:
             )
         self._promised += size
 
-    def give_back(self, size: int) -> None:
+    def release(self, size: int) -> None:
         """Count `size` bytes less: they are on the disk now, or will not come."""
         self._promised -= size
 
@@ -81,4 +81,4 @@ class Reservation:
         if size > self.unwritten:
             await self.grow(size - self.unwritten)
         self.unwritten -= size
-        self._room.give_back(size)
+        self._room.release(size)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from pfms.errors import TooLarge
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.room import Reservation
 
 _BUFFER = 1 << 20  # bytes gathered before a thread writes them: fewer hops than a chunk each
@@ -44,7 +44,7 @@ class UploadWriter:
         self._size = 0
 
     async def __aenter__(self) -> Self:
-        with full_disk_is_told():
+        with reporting_full_disk():
             self._file = await asyncio.to_thread(self._path.open, "wb")
         return self
 
@@ -54,9 +54,9 @@ class UploadWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self._leave)
+        await asyncio.to_thread(self._remove)
 
-    def _leave(self) -> None:
+    def _remove(self) -> None:
         assert self._file is not None  # noqa: S101  (entered before it is left)
         self._path.unlink(missing_ok=True)
         with suppress(OSError):  # of a file that nobody wants any more
@@ -81,7 +81,7 @@ class UploadWriter:
         if self._room is not None:
             await self._room.write(self._gathered)
         pieces, self._pieces, self._gathered = self._pieces, [], 0
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._write, b"".join(pieces))
 
     def _write(self, block: bytes) -> None:
@@ -93,6 +93,6 @@ class UploadWriter:
         """Write the rest; the file stays until the context ends, unless it is moved away."""
         await self._flush()
         assert self._file is not None  # noqa: S101
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._file.close)
         return Upload(self._path, self._size, self._hash.hexdigest())

@@ -16,12 +16,12 @@ from typing import IO, Any
 
 from pfms.errors import StartError
 from pfms.storage.files import make_folder, sync_folder, sync_tree, write_atomically
-from pfms.storage.removal import discard, let_in
+from pfms.storage.removal import discard, restore_access
 
 log = logging.getLogger(__name__)
 
 _UUID_LENGTH = 36
-_OUR_UPLOAD = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.part)?")
+_UPLOAD_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.part)?")
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class JobTree:
         """
         if not self.root.is_dir():
             return
-        let_in(self.root)
+        restore_access(self.root)
         kept = {self.command, self.log, self.record}
         self._clear(*(path for path in self.root.iterdir() if path not in kept))
         sync_folder(self.root)
 
     def _clear(self, *paths: Path) -> None:
-        let_in(self.root)
+        restore_access(self.root)
         for path in paths:
             discard(path)
 
@@ -162,7 +162,7 @@ class Workspace:
         lock.flush()
         self._lock = lock
         for left in self.uploads.iterdir():
-            if not _OUR_UPLOAD.fullmatch(left.name):
+            if not _UPLOAD_NAME.fullmatch(left.name):
                 log.warning("%s is not a file of pfms, and is left alone", left)
                 continue
             try:
@@ -222,7 +222,7 @@ class Workspace:
         root = self.job(job_id).root
         aside = self.uploads / uuid.UUID(job_id[-_UUID_LENGTH:]).hex  # where the next call looks
         with suppress(FileNotFoundError):
-            let_in(root)
+            restore_access(root)
             root.rename(aside)
             sync_folder(self.jobs)
         discard(aside)
