@@ -192,4 +192,4 @@ def test_a_server_whose_table_is_damaged_while_it_serves_goes_on(
     assert server.ended(server.submit())["state"] == "succeeded"
     assert server.http.get(f"/jobs/{ids(200)[7]}/events").status_code == 200
     assert len(kept_by(place)) == 1
-    assert "made anew" in server.log.read_text()
+    assert "and rebuilt" in server.log.read_text()

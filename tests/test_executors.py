@@ -165,8 +165,8 @@ async def test_a_kill_by_the_system_is_its_signal(bench: Bench) -> None:
     assert (end.code, end.signal, end.ended_by) == (None, 9, "itself")
 
 
-async def test_a_run_told_to_end_by_others_may_be_tried_again(bench: Bench) -> None:
-    end = await bench.run("told_to_end")
+async def test_a_run_stopped_from_outside_by_others_may_be_tried_again(bench: Bench) -> None:
+    end = await bench.run("stopped_from_outside")
     assert (end.signal, end.ended_by) == (15, "executor")
     assert end.message
 

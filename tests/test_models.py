@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pfms.errors import InvalidModelID, ModelNotFound
-from pfms.models.store import ModelRecord, ModelStore, valid_model_id
+from pfms.models.record import ModelRecord, valid_model_id
+from pfms.models.store import ModelStore
 
 
 @pytest.fixture

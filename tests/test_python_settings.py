@@ -141,7 +141,7 @@ def test_our_own_programs_find_their_parts_whatever_python_is_told(
     (tmp_path / "empty").touch()
     script = str(ROOT / "pfms" / "programs" / program)
     arguments = [str(tmp_path / "empty"), str(tmp_path / "out")]
-    for name in ("warm_plugin", "weights_search", "weights_bytes"):
+    for name in ("warm_plugin", "weights_search", "weights_bytes", "weights_extras"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
 
     ended = subprocess.run(

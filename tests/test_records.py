@@ -317,7 +317,7 @@ def test_of_two_jobs_with_one_key_it_stands_for_the_newer(
     found = records.by_key("k")
     assert found is not None
     assert found.id == newer
-    assert f"{newer}, {older} have one Idempotency-Key" in caplog.text
+    assert f"{newer}, {older} share one Idempotency-Key" in caplog.text
     records.close()
 
 

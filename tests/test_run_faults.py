@@ -19,7 +19,7 @@ FAULTS = {
     "not_gzip": (500, "bad-result", "input_seg.nii.gz"),
     "out_of_memory": (500, "out-of-memory", "SIGKILL"),
     "fills_disk": (507, "disk-full", "No space left"),
-    "told_to_end": (503, "interrupted", "told to end"),
+    "stopped_from_outside": (503, "interrupted", "stopped by something outside"),
 }
 
 

@@ -47,7 +47,7 @@ def workspace(tmp_path: Path) -> Path:
     ("settings", "words"),
     [
         ({"port": "web"}, "PFMS_PORT='web'"),
-        ({"devices": "cuda:99"}, "'cuda:99' is not there"),
+        ({"devices": "cuda:99"}, "'cuda:99' is not available"),
         ({"plugin_command": "no-such-command"}, "'no-such-command' is not there"),
         ({"plugin_command": "/no/such/plugin"}, "'/no/such/plugin'"),
         ({"plugin_command": "/no/such/plugin.py"}, "'/no/such/plugin.py'"),

@@ -113,7 +113,7 @@ def test_an_unended_job_whose_record_became_unreadable_is_left_alone_and_the_oth
     server = start_server("ok.py")
     assert server.ended(second)["state"] == "succeeded"
     assert server.job(first)["state"] == "running"
-    assert f"job {first} is left as it is" in server.log.read_text()
+    assert f"job {first} is left alone" in server.log.read_text()
     assert record.is_dir() or record.read_text() == "{"
 
 
@@ -159,7 +159,7 @@ def test_two_jobs_with_one_key_are_both_there_after_a_start(start_server: StartS
     server = start_server()
     assert [one["id"] for one in server.http.get("/jobs").json()["jobs"]] == [newer, older]
     assert server.infer(headers=key).headers["x-pfms-job"] == newer
-    assert f"{newer}, {older} have one Idempotency-Key" in server.log.read_text()
+    assert f"{newer}, {older} share one Idempotency-Key" in server.log.read_text()
 
 
 def test_a_removed_folder_is_not_made_again_by_the_end_of_its_run(

@@ -1,4 +1,4 @@
-"""What a long-lived child says goes on to our own stderr; the last of it is kept."""
+"""Passes the output of a long-lived child on to our own stderr, and keeps the end of it."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,10 @@ _STDERR = 2
 
 
 class Relay:
-    """A pipe to give to a child as its stdout and stderr. Made on the event loop that reads it.
+    """A pipe for a child's stdout and stderr. Create it on the event loop that is to read it.
 
     Attributes:
-        theirs: The end to write to; `started` closes it here.
+        child_end: The descriptor that the child writes to.
     """
 
     def __init__(self) -> None:
@@ -23,18 +23,18 @@ class Relay:
         self._loop.add_reader(self._our_end, self._pass_on)
 
     def close_child_end(self) -> None:
-        """The child has its end, or never will."""
+        """Close the child's end in this process, once the child has it or could not be started."""
         os.close(self.child_end)
 
     def close(self) -> str:
-        """Stop, after passing on what is there now; the last that was said."""
+        """Pass on what is there now, then stop; returns the end of the output."""
         while self._our_end >= 0 and self._pass_on():
             pass
         self._close()
         return self._tail.decode(errors="replace")
 
     def _pass_on(self) -> bool:
-        """Read once; whether there may be more."""
+        """Read once; returns whether there may be more."""
         try:
             data = os.read(self._our_end, 65536)
         except BlockingIOError:
@@ -43,7 +43,7 @@ class Relay:
             self._close()
             return False
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
-        with contextlib.suppress(OSError):  # we have no stderr any more: as with our own log
+        with contextlib.suppress(OSError):  # our stderr is closed: our own log is lost as well
             while data:
                 data = data[os.write(_STDERR, data) :]
         return True

@@ -1,4 +1,4 @@
-"""The server's side of a warm parent: start it, have it fork a run, hear how that ends."""
+"""The server's side of a warm parent: start it, have it fork a run, learn how the run ends."""
 
 import asyncio
 import contextlib
@@ -27,14 +27,14 @@ log = logging.getLogger(__name__)
 
 _BLANK_MARK = "-" * 128  # room for a job's ID
 _PACKET = 1 << 20  # bytes; more than a socket takes
-_FORK_SECONDS = 20.0  # until a forked child has said so; ordinarily milliseconds
-_GOODBYE_SECONDS = 5.0  # in which a parent without children ends
-_GROWTH = 1.5  # times its memory at the start, at which a parent is replaced
+_FORK_SECONDS = 20.0  # until a forked child reports; this usually takes milliseconds
+_GOODBYE_SECONDS = 5.0  # for a parent to end by itself
+_GROWTH = 1.5  # a parent is replaced when its memory has grown by this factor
 _LOST = "the process that held the plugin ready is gone"
 
 
 class ParentFailed(Exception):
-    """It did not come up; says why, in one line."""
+    """The parent did not come up; the message says why, in one line."""
 
 
 class ForkedChild:
@@ -49,11 +49,11 @@ class ForkedChild:
         self._ended: asyncio.Future[int] = loop.create_future()
 
     async def wait(self) -> int:
-        """Its return code, when it has ended; raises `ChildLost` with its parent."""
+        """Wait until it has ended, for its return code; raises `ChildLost` if its parent dies."""
         return await asyncio.shield(self._ended)
 
     def set_ended(self, pid: int, returncode: int) -> None:
-        """It has ended; only what is told first counts."""
+        """Note that it has ended; only the first report counts."""
         if self._ended.done():
             return
         self.pid = pid
@@ -63,11 +63,11 @@ class ForkedChild:
             self.started.set_result(None)
 
     def set_lost(self) -> None:
-        """Its parent is gone: nobody will ever know its code."""
+        """Note that its parent is gone, so that its return code will never be known."""
         for future in (self.started, self._ended):
             if not future.done():
                 future.set_exception(ChildLost(_LOST))
-                future.exception()  # it is no fault if nobody waits
+                future.exception()  # marks it as retrieved: perhaps nobody is waiting
 
 
 class WarmParent:
@@ -101,13 +101,13 @@ class WarmParent:
         order: Mapping[str, Any],
         seconds: float,
     ) -> Self:
-        """Start one and wait until it has imported the plugin.
+        """Start a parent and wait until it has imported the plugin.
 
         Args:
             interpreter: The Python that has the plugin.
-            environment: What is set on top of `child_environment`.
-            order: Its first message: see `warm_parent.py`.
-            seconds: The deadline.
+            environment: What to set on top of `child_environment`.
+            order: The first message to it: see `warm_parent.py`.
+            seconds: The time limit.
 
         Raises:
             ParentFailed: It did not come up, or not in time.
@@ -130,7 +130,7 @@ class WarmParent:
                 env=whole,
                 pass_fds=[theirs.fileno()],
                 stdin=DEVNULL,
-                stdout=relay.child_end,  # what the plugin's packages say when they are imported
+                stdout=relay.child_end,  # what the plugin's packages print when imported
                 stderr=relay.child_end,
                 start_new_session=True,
             )
@@ -163,7 +163,8 @@ class WarmParent:
         if "failed" in answer:
             raise ParentFailed(answer["failed"])
         times = await asyncio.to_thread(_mtimes, answer["watch"])
-        # What changed during the import may have been imported as it was before: not its time then.
+        # What changed during the import may have been imported in its old form: forget its time, so
+        # that it counts as changed.
         late = range(int(begun * 1e9), time.time_ns())
         self._watched = {path: None if at in late else at for path, at in times.items()}
         self._memory = await asyncio.to_thread(self._memory_now)
@@ -177,13 +178,13 @@ class WarmParent:
         environment: Mapping[str, str],
         on_progress: Callable[[Progress], None] | None,
     ) -> Child | OSError:
-        """Begin a run; its process, or why there is none.
+        """Begin a run; returns its process, or the error that prevented it.
 
         Args:
             run: The run.
             argv: Its `sys.argv`.
-            environment: What is set on top of `child_environment`.
-            on_progress: Told the progress that it reports from inside.
+            environment: What to set on top of `child_environment`.
+            on_progress: Called with the progress that the run itself reports.
 
         Raises:
             ChildLost: The parent is gone.
@@ -216,23 +217,23 @@ class WarmParent:
             async with asyncio.timeout(_FORK_SECONDS):
                 error_or_none = await asyncio.shield(child.started)
         except TimeoutError:
-            log.error("the warm parent does not answer; it is ended")
+            log.error("the warm parent does not answer and is ended")
             await self.close(0)
             raise ChildLost(_LOST) from None
         return error_or_none or child
 
     def _environment_changes(self, whole: Mapping[str, str]) -> dict[str, str | None]:
-        """What makes the parent's environment a run's; None unsets."""
+        """How a run's environment differs from the parent's; None unsets a variable."""
         names = whole.keys() | self._environment.keys()
         return {n: whole.get(n) for n in names if whole.get(n) != self._environment.get(n)}
 
-    # --- hearing -------------------------------------------------------------------------------
+    # --- receiving -----------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
         with contextlib.suppress(BlockingIOError, OSError):
             while data := self._sock.recv(_PACKET):
                 self._on_message(json.loads(data))
-            self._close_socket()  # that was its end
+            self._close_socket()  # the parent closed its end
 
     def _on_message(self, message: dict[str, Any]) -> None:
         if "progress" in message:
@@ -263,7 +264,7 @@ class WarmParent:
         return child
 
     def _on_exit(self) -> None:
-        self._on_readable()  # what it told last
+        self._on_readable()  # its last messages
         said = self._relay.close()
         if not self._ready.done():
             how = how_it_ended(self.gone.result(), said)
@@ -276,7 +277,7 @@ class WarmParent:
     # --- ending --------------------------------------------------------------------------------
 
     def why_replace(self) -> str:
-        """Why it should be replaced, else empty. It blocks, for a millisecond at most."""
+        """Why it should be replaced, else empty. Blocks for at most a millisecond."""
         if _mtimes(self._watched) != self._watched:
             return "the plugin, or a package beside it, has changed"
         if self._memory_now() > self._memory * _GROWTH:
@@ -284,7 +285,7 @@ class WarmParent:
         return ""
 
     async def retire(self) -> None:
-        """End it when its runs have ended; at once where this is cancelled."""
+        """End it when its runs have ended, or at once if this is cancelled."""
         self._set_retired()
         try:
             await self._idle.wait()
@@ -292,7 +293,7 @@ class WarmParent:
             await self.close()
 
     async def close(self, seconds: float = _GOODBYE_SECONDS) -> None:
-        """Have it end its children and itself; kill it if it has not after `seconds`."""
+        """Have it end its children and itself; kill it if that takes more than `seconds`."""
         self._close_socket()
         await asyncio.wait({self.gone}, timeout=seconds)
         if not self.gone.done():
@@ -316,7 +317,7 @@ class WarmParent:
 
 
 def _mtimes(paths: Iterable[str]) -> dict[str, int | None]:
-    """When each file or folder was changed last; None where it is gone."""
+    """When each file or folder was last changed; None if it is gone."""
     times: dict[str, int | None] = {}
     for path in paths:
         try:

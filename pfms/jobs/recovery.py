@@ -1,4 +1,4 @@
-"""After a stop or a crash: what an earlier server left is ended, mended and taken up again."""
+"""After a stop or a crash: ends leftover processes and resumes the jobs that have not ended."""
 
 import logging
 
@@ -18,13 +18,13 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
     """End the processes that outlived their server, then queue or end each job that has not ended.
 
     Args:
-        workspace: Held by this server, so that every marked process is of an earlier one.
-        journal: Of a table that is open, and brought up to date with the folders.
-        runs: Where the jobs go on.
-        max_attempts: A job that was started so often does not start again.
+        workspace: Locked by this server, so that every marked process belongs to an earlier one.
+        journal: Of a table that is open and up to date with the folders.
+        runs: Where the jobs continue.
+        max_attempts: A job that was started this many times is not started again.
 
     Raises:
-        DiskFull: There is no room to record what becomes of a job.
+        DiskFull: There is no room to record the new state of a job.
     """
     records = journal.records
     ended = await end_marked(WORKSPACE_MARK, workspace.mark)
@@ -38,8 +38,8 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
             try:
                 with reporting_full_disk():
                     await journal.call(records.write, recovered)
-            except OSError as error:  # one folder that cannot be written stops no start
-                log.error("job %s is left as it is: %s", job.id, error)
+            except OSError as error:  # one folder that cannot be written must not stop the start
+                log.error("job %s is left alone: %s", job.id, error)
                 continue
             log.warning("job %s was %s and is now %s", job.id, job.state, recovered.state)
         if not recovered.ended:
@@ -48,13 +48,13 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
 
 def _recovered(job: Job, max_attempts: int) -> Job:
     if job.cancel_requested:
-        return job.cancelled("It was cancelled, and the server stopped meanwhile.")
+        return job.cancelled("It was cancelled, and the server stopped before it ended.")
     if job.state == "queued":
         return job
     if job.attempts >= max_attempts:
         return job.failed(
             Interrupted(
-                f"The server died under it {job.attempts} times.",
+                f"The server died while running it, {job.attempts} times.",
                 "POST to the job's /rerun to try once more.",
             )
         )

@@ -36,6 +36,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pfms.programs.weights_bytes import ADVICE, CUT_OFF, problem_with
+    from pfms.programs.weights_extras import stand_ins
     from pfms.programs.weights_search import (
         SearchResult,
         extra_layers,
@@ -47,63 +48,11 @@ if TYPE_CHECKING:
 else:  # they lie beside this file, where Python may have been told not to look
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
     from weights_bytes import ADVICE, CUT_OFF, problem_with
+    from weights_extras import stand_ins
     from weights_search import SearchResult, extra_layers, find, left_out, listed, quoted
 
 MEMORY_BYTES = 8 << 30
 CPU_SECONDS = 100
-
-
-class StandIn:
-    """For an object beside the weights: made from anything, it keeps and does nothing."""
-
-    def __new__(cls, *_: Any) -> Any:
-        """Whatever the pickle would make it of."""
-        return object.__new__(cls)
-
-    def __init__(self, *_: Any) -> None:
-        """Likewise."""
-
-    def __setstate__(self, _: Any) -> None:
-        """Whatever the pickle would fill it with."""
-
-
-class PlainDictionary(StandIn):
-    """For a dictionary of another class, which torch would not fill."""
-
-    def __new__(cls, *_: Any) -> Any:
-        """Without what makes it another class."""
-        return {}
-
-
-# What trainers put into checkpoints beside the weights: numbers, histories, hyperparameters. Of
-# these names nothing is imported or called, for even numpy's own functions are not made for what
-# a stranger sends: the pickle gets a stand-in for each. Any other name is refused.
-ALLOWED_EXTRAS = {
-    "argparse": "Namespace",
-    "builtins": "dict list int float str bool",
-    "datetime": "datetime",
-    "numpy": "dtype ndarray",
-    "numpy.core.multiarray": "scalar _reconstruct",
-    "numpy._core.multiarray": "scalar _reconstruct",
-    # the settings of Hydra, which many projects save with Lightning's hyperparameters
-    "omegaconf.base": "ContainerMetadata Metadata",
-    "omegaconf.dictconfig": "DictConfig",
-    "omegaconf.listconfig": "ListConfig",
-    "omegaconf.nodes": "AnyNode StringNode IntegerNode FloatNode BooleanNode PathNode BytesNode",
-    "pathlib": "PosixPath PurePosixPath WindowsPath PureWindowsPath",
-    "pathlib._local": "PosixPath PurePosixPath WindowsPath PureWindowsPath",
-    "torch.torch_version": "TorchVersion",
-    "types": "SimpleNamespace",
-    "typing": "Any",
-}
-
-
-def stand_ins() -> list[Any]:
-    """A class for each name, which torch knows it by."""
-    made: list[Any] = [type("defaultdict", (PlainDictionary,), {"__module__": "collections"})]
-    for module, names in ALLOWED_EXTRAS.items():
-        made += [type(name, (StandIn,), {"__module__": module}) for name in names.split()]
-    return made
 
 
 class Refused(Exception):
