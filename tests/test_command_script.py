@@ -210,7 +210,7 @@ def test_where_there_is_no_executable_at_all_it_says_so_and_leaves_nothing(
     executable.unlink()
     done = call(script, "out", cwd=elsewhere, PATH="/usr/bin:/bin")
     assert done.returncode == 127
-    assert f"neither {executable} nor a 'spleenseg' on PATH is there" in done.stderr
+    assert f"neither {executable} nor 'spleenseg' on PATH was found" in done.stderr
     assert list(elsewhere.iterdir()) == []
 
 
@@ -229,7 +229,7 @@ def test_a_plugin_that_is_a_script_is_run_by_its_interpreter(
     shutil.rmtree(plugins)
     done = call(script, "out", cwd=elsewhere)
     assert done.returncode == 127
-    assert f"the plugin was run by {plugins}/ok.py, which is not there" in done.stderr
+    assert f"the plugin was run by {plugins}/ok.py, which was not found" in done.stderr
     assert list(elsewhere.iterdir()) == []
 
 
@@ -240,7 +240,7 @@ def test_a_run_whose_input_was_purged_says_so(tmp_path: Path, gone: str) -> None
     (script.parent / gone).unlink()
     done = call(script, cwd=tmp_path)
     assert done.returncode == 1
-    assert f"{gone} is not there any more" in done.stderr
+    assert f"{gone} is no longer there" in done.stderr
     assert not (script.parent / "rerun").exists()
 
 

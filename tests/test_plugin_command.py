@@ -105,7 +105,7 @@ def test_a_console_script_whose_package_is_not_there_stops_the_start(
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("no-such-command", "'no-such-command' is not there"),
+        ("no-such-command", "'no-such-command' was found neither"),
         ("nowhere/spleenseg", "There is no plugin executable 'nowhere/spleenseg'"),
         ("nowhere.py", "There is no plugin script 'nowhere.py'"),
         ("./not-executable", "'./not-executable' cannot be executed"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pfms.programs.weights_search import DEEPEST, Candidate, extra_layers, find, left_out
+from pfms.programs.weights_search import MAX_DEPTH, Candidate, extra_layers, find_weights, left_out
 
 
 class Tensor:
@@ -26,7 +26,7 @@ def weights(prefix: str = "") -> dict[Any, Any]:
 
 
 def placed(content: Any) -> Candidate:
-    candidate = find(content, NETWORK).candidate
+    candidate = find_weights(content, NETWORK).candidate
     assert candidate is not None
     return candidate
 
@@ -69,7 +69,7 @@ def test_of_several_that_fit_the_one_is_taken_that_the_order_says(
 ) -> None:
     alone = placed(taken)
     for content in (taken | other, other | taken):
-        found = find(content, NETWORK)
+        found = find_weights(content, NETWORK)
         assert found.candidate is not None
         assert (found.candidate.path, found.candidate.prefix) == (alone.path, alone.prefix)
         assert len(found.others) == 1
@@ -100,7 +100,9 @@ def test_of_a_network_that_fits_nowhere_the_place_with_most_of_its_keys_is_told(
     partly = weights("net.")
     del partly["net.model.0.bias"]
 
-    found = find({"a": {"model.0.bias": Tensor(3)}, "b": partly, "c": {"x": Tensor()}}, NETWORK)
+    found = find_weights(
+        {"a": {"model.0.bias": Tensor(3)}, "b": partly, "c": {"x": Tensor()}}, NETWORK
+    )
 
     assert found.candidate is not None
     assert (found.candidate.path, found.candidate.prefix, found.candidate.fits) == (
@@ -109,7 +111,7 @@ def test_of_a_network_that_fits_nowhere_the_place_with_most_of_its_keys_is_told(
         False,
     )
     assert found.keys == list(partly)
-    assert find({"epoch": 3}, NETWORK).keys == []
+    assert find_weights({"epoch": 3}, NETWORK).keys == []
 
 
 def test_more_layers_are_told_apart_from_what_lies_beside_the_network() -> None:
@@ -135,7 +137,7 @@ def holds_itself() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param(deep(DEEPEST + 1), id="too deep"),
+        pytest.param(deep(MAX_DEPTH + 1), id="too deep"),
         pytest.param(holds_itself(), id="holds itself"),
         pytest.param({"k" * (1 << 18) + str(n): n for n in range(20)}, id="long keys"),
         pytest.param({f"{n}.model.0.bias": n for n in range(600_000)}, id="many keys"),
@@ -144,7 +146,7 @@ def holds_itself() -> dict[str, Any]:
 )
 def test_a_hostile_file_is_searched_in_little_time(content: Any) -> None:
     begun = time.process_time()
-    candidate = find(content, NETWORK).candidate
+    candidate = find_weights(content, NETWORK).candidate
 
     assert candidate is None or not candidate.fits
     assert time.process_time() - begun < 5

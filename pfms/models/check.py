@@ -63,7 +63,7 @@ class CheckedWeights:
 async def check_weights(
     interpreter: Sequence[str], upload: Path, target: Path, time_limit: float = CHILD_SECONDS
 ) -> CheckedWeights:
-    """Compare `upload` with the plugin's network and write its weights to `target` as plain float32.
+    """Compare `upload` with the plugin's network and write its weights to `target`, as float32.
 
     When this returns or raises, the child and everything that it started are gone. On an error or a
     cancellation, `target` may be incomplete.

@@ -269,5 +269,5 @@ def _make_read_only(file: Path) -> None:
 
 
 def _can_change(file: Path) -> bool:
-    """Whether someone else can change its content."""
+    """Whether the content behind this name can change: it is a symbolic link, or writable."""
     return file.is_symlink() or bool(file.stat().st_mode & WRITABLE)

@@ -1,4 +1,4 @@
-"""A program of its own: opens an upload, compares it with the plugin's network, stores it.
+"""A separate program that opens an upload, compares it with the plugin's network and stores it.
 
 It is started by its path with the interpreter that has the plugin, so it imports nothing of pfms::
 
@@ -7,13 +7,13 @@ It is started by its path with the interpreter that has the plugin, so it import
 UPLOAD comes from a stranger. It is opened once, by `torch.load(weights_only=True)`, under limits
 on memory and time; nothing in it is executed. TARGET gets the weights as a plain state dict of
 contiguous float32 tensors on the CPU, in the order of the plugin's network: the same numbers give
-the same bytes. One line of JSON goes to stdout, and nothing else::
+the same bytes. stdout gets one line of JSON, and nothing else::
 
     {"ok": true, "sha256": "…", "size": 19285000, "warnings": ["…"]}
     {"ok": false, "code": "not-a-model", "detail": "…"}
 
-`code` is `not-a-model`; `disk-full` or `cannot-write` (TARGET); `no-plugin` (torch or the plugin
-cannot be imported). `detail` is one sentence, and carries no path.
+`code` is `not-a-model`; `disk-full` or `cannot-write` (about TARGET); or `no-plugin` (torch or the
+plugin cannot be imported). `detail` is one sentence without any path.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ if TYPE_CHECKING:
     from pfms.programs.weights_search import (
         SearchResult,
         extra_layers,
-        find,
+        find_weights,
         left_out,
         listed,
         quoted,
     )
-else:  # they lie beside this file, where Python may have been told not to look
+else:  # they are beside this file, where Python may have been told not to look
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
     from weights_bytes import ADVICE, CUT_OFF, problem_with
     from weights_extras import stand_ins
-    from weights_search import SearchResult, extra_layers, find, left_out, listed, quoted
+    from weights_search import SearchResult, extra_layers, find_weights, left_out, listed, quoted
 
 MEMORY_BYTES = 8 << 30
 CPU_SECONDS = 100
 
 
 class Refused(Exception):
-    """The upload, or this machine, does not allow it."""
+    """The upload cannot be stored: because of its content, or because of this machine."""
 
     def __init__(self, detail: str, code: str = "not-a-model") -> None:
         super().__init__(detail)
@@ -65,8 +65,8 @@ class Refused(Exception):
 
 
 def main(upload: str, target: str, network: str) -> None:
-    """Print the verdict."""
-    # Libraries print what they like when they are imported: that goes to stderr.
+    """Check and store the upload, and print the verdict."""
+    # Libraries may print things when they are imported: those go to stderr.
     answer = os.dup(1)
     os.dup2(2, 1)
     confine()
@@ -75,9 +75,9 @@ def main(upload: str, target: str, network: str) -> None:
     except Refused as refused:
         verdict = {"ok": False, "code": refused.code, "detail": refused.detail}
     except MemoryError:
-        detail = "Opening the file takes more memory than weights of this network ever do."
+        detail = "Opening the file takes far more memory than weights of this network ever do."
         verdict = {"ok": False, "code": "not-a-model", "detail": detail}
-    except Exception as error:  # a crafted file may find a way that nobody thought of
+    except Exception as error:  # a crafted file may cause an error that nobody foresaw
         traceback.print_exc()
         detail = f"The file cannot be read as weights ({type(error).__name__})."
         verdict = {"ok": False, "code": "not-a-model", "detail": detail}
@@ -85,8 +85,8 @@ def main(upload: str, target: str, network: str) -> None:
 
 
 def confine() -> None:
-    """Take away from this process what a hostile file could make it use."""
-    # A script's folder is the first on the path, and pfms' own files are no modules of the plugin.
+    """Limit what a hostile file could make this process do."""
+    # A script's folder is first on the path, but the plugin must not find pfms's own files.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]
     warnings.simplefilter("ignore")
@@ -100,12 +100,12 @@ def confine() -> None:
         hard = resource.getrlimit(kind)[1]
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (limit, limit))
-    with contextlib.suppress(OSError):  # where memory does run out, this process goes first
+    with contextlib.suppress(OSError):  # if memory does run out, this process is killed first
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def convert(upload: Path, target: Path, where: str) -> dict[str, Any]:
-    """Check `upload` and write `target`; what the verdict says of it."""
+    """Check `upload` and write `target`; returns the fields of the verdict."""
     with upload.open("rb") as file:
         if problem := problem_with(file):
             raise Refused(problem)
@@ -123,7 +123,7 @@ def convert(upload: Path, target: Path, where: str) -> dict[str, Any]:
 
 
 def load(file: IO[bytes]) -> tuple[Any, set[str]]:
-    """What the file holds, on the CPU, and where it says that it was saved."""
+    """The file's content, on the CPU, and the devices on which it was saved."""
     try:
         import torch
     except Exception as error:
@@ -147,21 +147,21 @@ def load(file: IO[bytes]) -> tuple[Any, set[str]]:
 
 
 def explain_load_error(error: Exception) -> str:
-    """What torch's own words mean to the one who sent the file."""
+    """What torch's error means for the person who sent the file."""
     # "… Unsupported global: GLOBAL posix.system was not an allowed global by default …"
     found = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
     name = found[1] if found else ""
     if name.startswith(("torch.nn.", "monai.networks.", "spleenseg.")):
-        return f"The file holds a whole pickled network ({name}), not weights alone: {ADVICE}."
+        return f"The file holds a whole pickled network ({name}), not only weights: {ADVICE}."
     if name:
-        return f"The file holds more than weights ({name}; nothing of it was run): {ADVICE}."
+        return f"The file holds more than weights ({name}; none of it was run): {ADVICE}."
     if type(error).__name__ == "UnpicklingError":
-        return f"The file holds what is no plain state dict, or is damaged: {ADVICE}."
+        return f"The file is not a plain state dict, or is damaged: {ADVICE}."
     return CUT_OFF
 
 
 def plugin_network(where: str) -> dict[str, Any]:
-    """Keys and tensors of the installed plugin's own network, which is at `module:attribute`."""
+    """The keys and tensors of the installed plugin's network, which is at `module:attribute`."""
     try:
         module, _, path = where.partition(":")
         network = operator.attrgetter(path)(importlib.import_module(module))
@@ -174,10 +174,10 @@ def plugin_network(where: str) -> dict[str, Any]:
 
 
 def extract_weights(content: Any, network: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The network's weights in what the file holds, and what a user should know of the rest."""
+    """Find the network's weights in the file's content; also returns notes about the rest."""
     if not isinstance(content, dict | list | tuple):
         raise Refused(f"The file holds a {type(content).__name__}, not a state dict: {ADVICE}.")
-    found = find(content, network)
+    found = find_weights(content, network)
     candidate = found.candidate
     if candidate is None or 2 * len(candidate.state) < len(network):
         raise Refused(describe_mismatch(found, content, network))
@@ -193,14 +193,14 @@ def extract_weights(content: Any, network: dict[str, Any]) -> tuple[dict[str, An
         notes.append(f"The keys began with {quoted(candidate.prefix)}, which was removed.")
     if found.others:
         others = ", ".join(other.name for other in found.others[:3])
-        notes.append(f"It was taken from {candidate.name}; weights that fit are also in {others}.")
+        notes.append(f"It was taken from {candidate.name}; weights that fit were also in {others}.")
     if beside := left_out(content, candidate):
         notes.append(f"Left out, since the network has no use for it: {listed(beside)}.")
     return state, notes
 
 
 def describe_mismatch(found: SearchResult, content: Any, network: dict[str, Any]) -> str:
-    """Why none of it is the plugin's network, with the keys that were found."""
+    """Why the content is not the plugin's network, with the keys that were found."""
     if not found.keys:
         keys = f" (its keys are {listed(content)})" if isinstance(content, dict) and content else ""
         return f"The file holds a {type(content).__name__} without weights{keys}: {ADVICE}."
@@ -211,7 +211,7 @@ def describe_mismatch(found: SearchResult, content: Any, network: dict[str, Any]
 
 
 def compare(state: dict[str, Any], network: dict[str, Any]) -> None:
-    """Refuse at the first difference, in the order of the plugin's network."""
+    """Refuse weights that differ; names the first difference, in the network's order."""
     import torch
 
     for key, like in network.items():
@@ -231,7 +231,7 @@ def compare(state: dict[str, Any], network: dict[str, Any]) -> None:
 
 
 def as_stored(key: str, value: Any, like: Any) -> Any:
-    """A tensor of its own, contiguous, float32 (counters: int64)."""
+    """A contiguous copy, as float32 (counters: int64)."""
     import torch
 
     if like.is_floating_point():
@@ -239,14 +239,14 @@ def as_stored(key: str, value: Any, like: Any) -> Any:
         if not torch.isfinite(stored).all():
             raise Refused(f"{quoted(key)} holds numbers that are not finite (NaN or infinite).")
         return stored
-    # Batches counted in training: of no use to inference, and in half precision soon infinite.
+    # A counter of training batches: inference does not use it, and in half precision it overflows.
     if value.is_floating_point() and not torch.isfinite(value).all():
         return torch.zeros(like.shape, dtype=like.dtype)
     return torch.empty(like.shape, dtype=like.dtype).copy_(value)
 
 
 def store(weights: dict[str, Any], target: Path) -> dict[str, Any]:
-    """Write TARGET, durably; its checksum and size in bytes."""
+    """Write TARGET, durably; returns its checksum and its size in bytes."""
     import torch
 
     memory = io.BytesIO()
