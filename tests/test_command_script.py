@@ -1,4 +1,4 @@
-"""`command.sh`, really run, by each shell that is there."""
+"""`command.sh`, really run, by each available shell."""
 
 import json
 import os
@@ -23,7 +23,7 @@ AWKWARD = 'it\'s "a" $HOME `id` \\ *'
 
 
 def install(executable: Path, fake: str) -> Path:
-    """An executable that does what a fake plugin does."""
+    """An executable that runs a fake plugin."""
     executable.parent.mkdir(parents=True, exist_ok=True)
     executable.write_text(
         f"#!{sys.executable}\n"
@@ -87,7 +87,7 @@ def test_the_script_is_good_shell(tmp_path: Path, shell: str, command: list[str]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_copied_folder_with_spaces_gives_the_same_voxels_from_anywhere(
+def test_a_copied_folder_whose_name_has_spaces_gives_the_same_voxels_from_anywhere(
     tmp_path: Path, elsewhere: Path, shell: str
 ) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
@@ -137,7 +137,7 @@ def test_the_outputdir_is_relative_to_the_caller_or_absolute(
     assert not (script.parent / "rerun").exists()
 
 
-def test_an_empty_outputdir_is_taken(tmp_path: Path, elsewhere: Path) -> None:
+def test_an_empty_outputdir_is_accepted(tmp_path: Path, elsewhere: Path) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
     script = write_job(tmp_path / "job", str(executable))
     assert call(script, ".", cwd=elsewhere).returncode == 0
@@ -181,13 +181,13 @@ def test_the_plugin_gets_the_same_arguments_and_environment_as_in_the_run(
     assert "PFMS_JOB" not in rerun["environment"]
 
 
-def test_what_belongs_to_the_machine_is_not_taken_along(tmp_path: Path) -> None:
+def test_what_is_specific_to_the_machine_is_not_in_the_script(tmp_path: Path) -> None:
     host = HostFacts(has_user=False, spare_home="/srv/pfms/home")
     argv = PLUGIN.argv(["/opt/spleenseg"], "cpu")
     assert "/srv/pfms" not in PLUGIN.command_script(argv, PLUGIN.environment(host))
 
 
-def test_where_the_recorded_executable_is_gone_the_one_on_path_is_taken(
+def test_if_the_recorded_executable_is_gone_the_one_on_path_is_used(
     tmp_path: Path, elsewhere: Path
 ) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
@@ -202,7 +202,7 @@ def test_where_the_recorded_executable_is_gone_the_one_on_path_is_taken(
     )
 
 
-def test_where_there_is_no_executable_at_all_it_says_so_and_leaves_nothing(
+def test_if_there_is_no_executable_at_all_it_says_so_and_leaves_nothing(
     tmp_path: Path, elsewhere: Path
 ) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
@@ -261,7 +261,7 @@ def test_help_is_given(tmp_path: Path, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["a", "b"], ["--device"]])
-def test_wrong_usage_is_told_and_does_nothing(tmp_path: Path, arguments: list[str]) -> None:
+def test_wrong_usage_is_reported_and_does_nothing(tmp_path: Path, arguments: list[str]) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
     script = write_job(tmp_path / "job", str(executable))
     before = sorted(tmp_path.rglob("*"))
@@ -273,14 +273,14 @@ def test_wrong_usage_is_told_and_does_nothing(tmp_path: Path, arguments: list[st
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that any user can write."""
+    """A folder that any user can write to."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
         yield Path(folder)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_user_without_a_name_and_with_a_home_that_cannot_be_written_can_run_it(
+def test_a_user_without_a_name_or_a_writable_home_can_run_it(
     open_folder: Path,
 ) -> None:
     executable = open_folder / "spleenseg"

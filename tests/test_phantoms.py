@@ -61,7 +61,7 @@ def test_the_axes_point_where_they_are_asked_to(codes: str) -> None:
 
 
 @pytest.mark.parametrize("codes", ["RAX", "RLS", "RA", "RASS", ""])
-def test_an_orientation_that_is_none_is_refused(codes: str) -> None:
+def test_an_invalid_orientation_is_refused(codes: str) -> None:
     with pytest.raises(ValueError, match="is no orientation"):
         make_phantom(0, orientation=codes)
 
@@ -73,7 +73,7 @@ def test_a_tilted_grid_is_oblique_and_keeps_its_spacing() -> None:
     np.testing.assert_allclose(affines.voxel_sizes(affine), 5.0)
 
 
-def test_a_sheared_grid_keeps_the_volume_of_a_voxel() -> None:
+def test_a_sheared_grid_keeps_the_volume_of_its_voxels() -> None:
     affine = small_phantom(0, shear=0.3).volume.affine
 
     np.testing.assert_allclose(abs(np.linalg.det(affine)), 125)
@@ -99,7 +99,7 @@ def test_the_spleen_is_on_the_patients_left_whatever_the_orientation(seed: int, 
         ((3.0, 3.0, 4.0), "RAS", 0.0, 0.25),
     ],
 )
-def test_the_spleen_has_one_volume_on_every_grid(
+def test_the_spleen_has_the_same_volume_on_every_grid(
     seed: int, spacing: phantoms.Triple, codes: str, tilt: float, shear: float
 ) -> None:
     reference = spleen_ml(make_phantom(seed, spacing=(2.5, 2.5, 2.5)))
@@ -175,7 +175,7 @@ def test_the_command_writes_the_phantoms_that_it_is_asked_for(tmp_path: Path) ->
     np.testing.assert_allclose(volume.affine, expected.volume.affine, atol=1e-4)
 
 
-def test_the_command_draws_the_grid_by_seed_where_none_is_given(tmp_path: Path) -> None:
+def test_the_command_derives_the_grid_from_the_seed_if_none_is_given(tmp_path: Path) -> None:
     phantoms.main([str(tmp_path), "--seed", "1", "--no-spleen"])
 
     (spacing, codes) = phantoms.random_grid(1)

@@ -1,4 +1,4 @@
-"""The child program itself, on real uploads. Those that torch must open cost seconds each."""
+"""The child program itself, on real uploads. Each one that torch opens takes seconds."""
 
 import asyncio
 import gzip
@@ -112,7 +112,7 @@ REFUSED = [
 def uploads(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """All forms that the selected tests want, made by one start of torch."""
+    """All forms that the selected tests need, made with one start of torch."""
     folder = tmp_path_factory.mktemp("uploads")
     wanted = {
         str(item.callspec.params["name"])
@@ -130,13 +130,13 @@ def uploads(
 
 @pytest.fixture(scope="module")
 def plain(uploads: Path) -> tuple[Path, CheckedWeights]:
-    """What becomes of a plain state dict, asked as the server asks: the stored file, and facts."""
+    """A plain state dict, checked as the server does it: the stored file, and the facts."""
     stored = uploads / "stored-plain.pth"
     return stored, asyncio.run(check_weights((sys.executable,), uploads / "plain.pth", stored))
 
 
 @pytest.mark.real
-def test_a_plain_state_dict_is_stored_with_just_its_numbers(
+def test_a_plain_state_dict_is_stored_with_exactly_its_numbers(
     uploads: Path, plain: tuple[Path, CheckedWeights]
 ) -> None:
     stored, facts = plain
@@ -175,7 +175,7 @@ def test_the_same_numbers_in_another_form_are_stored_as_the_same_bytes(
 
 @pytest.mark.real
 @pytest.mark.parametrize(("name", "words"), REFUSED)
-def test_what_is_no_state_dict_of_the_network_is_refused_with_the_first_difference(
+def test_what_is_not_a_state_dict_of_the_network_is_refused_with_the_first_difference(
     name: str, words: str, uploads: Path, judge: Judge, tmp_path: Path
 ) -> None:
     verdict = judge(uploads / f"{name}.pth")
@@ -222,13 +222,13 @@ FOREIGN: list[tuple[str, Callable[[Path], bytes], str]] = [
 
 
 @pytest.mark.parametrize(("what", "make", "words"), FOREIGN, ids=[row[0] for row in FOREIGN])
-def test_what_its_bytes_tell_to_be_something_else_is_refused_without_torch(
+def test_what_its_bytes_show_to_be_something_else_is_refused_without_torch(
     what: str, make: Callable[[Path], bytes], words: str, tmp_path: Path
 ) -> None:
     upload = tmp_path / "upload"
     upload.write_bytes(make(tmp_path))
 
-    # -S leaves out site-packages: whoever asked for torch would answer `no-plugin`.
+    # -S leaves out site-packages: importing torch would give `no-plugin`.
     verdict = judge_into(upload, tmp_path / "stored.pth", "-S")
 
     assert (verdict["ok"], verdict["code"]) == (False, "not-a-model")
@@ -237,7 +237,7 @@ def test_what_its_bytes_tell_to_be_something_else_is_refused_without_torch(
     assert not (tmp_path / "stored.pth").exists()
 
 
-def test_a_python_without_the_plugin_is_not_the_fault_of_the_file(tmp_path: Path) -> None:
+def test_a_python_without_the_plugin_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     upload = tmp_path / "upload"
     with zipfile.ZipFile(upload, "w") as archive:
         archive.writestr("archive/data.pkl", b"x")

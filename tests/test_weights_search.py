@@ -1,4 +1,4 @@
-"""Where the network is in a checkpoint, with what passes for tensors: no torch is needed."""
+"""Finding the network in a checkpoint, with stand-ins for tensors: no torch is needed."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from pfms.programs.weights_search import MAX_DEPTH, Candidate, extra_layers, fin
 
 
 class Tensor:
-    """All of a tensor that the search looks at."""
+    """Everything about a tensor that the search looks at."""
 
     def __init__(self, *shape: int) -> None:
         self.shape = shape
@@ -36,7 +36,9 @@ def placed(content: Any) -> Candidate:
     ["", "module.", "_model.", "net.", "model.", "module._orig_mod.model.", "ema_", "a b.ü:"],
 )
 @pytest.mark.parametrize("path", [(), ("state_dict",), ("checkpoint", "anything"), ("0", "ema")])
-def test_any_prefix_and_any_name_around_it_will_do(prefix: str, path: tuple[str, ...]) -> None:
+def test_weights_are_found_under_any_prefix_and_any_name(
+    prefix: str, path: tuple[str, ...]
+) -> None:
     content: Any = weights(prefix) | {"n_averaged": Tensor()}
     for name in reversed(path):
         content = [content, 3] if name == "0" else {"epoch": 3, name: content, 7: {0: "no name"}}
@@ -49,7 +51,7 @@ def test_any_prefix_and_any_name_around_it_will_do(prefix: str, path: tuple[str,
     assert len(left_out(content, candidate)) == 1 + sum(1 if name == "0" else 2 for name in path)
 
 
-# The first is taken, wherever it stands in the file.
+# The first one is taken, wherever it is in the file.
 IN_ORDER = [
     ({"state_dict": weights()}, {"ema": weights()}),
     ({"any": {"thing": weights()}}, {"model_ema": weights()}),
@@ -64,7 +66,7 @@ IN_ORDER = [
 
 
 @pytest.mark.parametrize(("taken", "other"), IN_ORDER)
-def test_of_several_that_fit_the_one_is_taken_that_the_order_says(
+def test_if_several_fit_the_documented_order_decides(
     taken: dict[str, Any], other: dict[str, Any]
 ) -> None:
     alone = placed(taken)
@@ -75,7 +77,7 @@ def test_of_several_that_fit_the_one_is_taken_that_the_order_says(
         assert len(found.others) == 1
 
 
-def test_what_torch_puts_into_the_middle_of_keys_is_overlooked() -> None:
+def test_what_torch_inserts_into_keys_is_ignored() -> None:
     sharded = {
         f"_fsdp_wrapped_module.model.{key.removeprefix('model.')}".replace(
             "0.", "0._checkpoint_wrapped_module."
@@ -89,14 +91,14 @@ def test_what_torch_puts_into_the_middle_of_keys_is_overlooked() -> None:
     assert left_out({"model": sharded}, candidate) == []
 
 
-def test_a_network_of_other_shapes_gives_way_to_one_that_fits() -> None:
+def test_a_network_that_fits_is_preferred_to_one_of_other_shapes() -> None:
     wider = weights() | {"model.0.bias": Tensor(4)}
 
     assert placed({"state_dict": wider, "other": weights()}).path == ("other",)
     assert not placed({"state_dict": wider}).fits
 
 
-def test_of_a_network_that_fits_nowhere_the_place_with_most_of_its_keys_is_told() -> None:
+def test_if_nothing_fits_the_candidate_with_the_most_keys_is_returned() -> None:
     partly = weights("net.")
     del partly["net.model.0.bias"]
 
@@ -114,7 +116,7 @@ def test_of_a_network_that_fits_nowhere_the_place_with_most_of_its_keys_is_told(
     assert find_weights({"epoch": 3}, NETWORK).keys == []
 
 
-def test_more_layers_are_told_apart_from_what_lies_beside_the_network() -> None:
+def test_extra_layers_are_told_apart_from_what_is_beside_the_network() -> None:
     state = weights("net.") | {"net.model.2.weight": Tensor(), "net.loss.weight": Tensor()}
 
     assert extra_layers(placed(state)) == ["net.model.2.weight"]
@@ -144,7 +146,7 @@ def holds_itself() -> dict[str, Any]:
         pytest.param({n: {m: {} for m in range(1000)} for n in range(600)}, id="many dictionaries"),
     ],
 )
-def test_a_hostile_file_is_searched_in_little_time(content: Any) -> None:
+def test_a_hostile_file_is_searched_quickly(content: Any) -> None:
     begun = time.process_time()
     candidate = find_weights(content, NETWORK).candidate
 

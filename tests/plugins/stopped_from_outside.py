@@ -1,4 +1,4 @@
-"""Gets a TERM that is not from pfms, as when a service manager stops all of a service."""
+"""Gets a TERM that is not from pfms, as when a service manager stops a whole service."""
 
 import os
 import signal
