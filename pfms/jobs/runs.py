@@ -275,7 +275,8 @@ class Runs:
         active = self.active.get(job_id)
         if active is None:
             return None
-        active.stop = active.stop or why
+        if active.stop not in _WHY_CANCELLED:  # not even if the server stops, too
+            active.stop = why
         if active.plugin is not None:
             active.plugin.cancel()
         waited = self.queue.discard(job_id)

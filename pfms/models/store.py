@@ -177,7 +177,7 @@ class ModelStore:
             self.get(model_id)
             (self.root / model_id).rename(aside)
             sync_folder(self.root)
-        discard(aside)
+        _discard_or_log(aside)
 
     def recover(self) -> None:
         """At a start: finish or undo what a crash interrupted, and adopt files put in by hand."""
@@ -186,7 +186,7 @@ class ModelStore:
         with self._lock:
             for path in list(self.root.iterdir()):
                 if path.name.startswith(REMOVED):
-                    discard(path)
+                    _discard_or_log(path)
                 elif MODEL_ID.fullmatch(path.name) and path.is_dir():
                     try:
                         self._repair(path.name)
@@ -271,3 +271,11 @@ def _make_read_only(file: Path) -> None:
 def _can_change(file: Path) -> bool:
     """Whether the content behind this name can change: it is a symbolic link, or writable."""
     return file.is_symlink() or bool(file.stat().st_mode & WRITABLE)
+
+
+def _discard_or_log(aside: Path) -> None:
+    """Remove what is left of a removed model; the next start tries again if it cannot be done."""
+    try:
+        discard(aside)
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", aside, error.strerror)
