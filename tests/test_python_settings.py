@@ -140,7 +140,7 @@ def test_our_own_programs_find_their_modules_whatever_options_python_gets(
     """As if the interpreter were a script that passes options to Python."""
     (tmp_path / "empty").touch()
     script = str(ROOT / "pfms" / "programs" / program)
-    arguments = [str(tmp_path / "empty"), str(tmp_path / "out")]
+    arguments = [str(tmp_path / "empty"), str(tmp_path / "out"), "module:network"]
     for name in ("warm_plugin", "weights_search", "weights_bytes", "weights_extras"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
 
