@@ -59,7 +59,7 @@ def image_of(content: bytes) -> nib.Nifti1Image:
 
 
 def spleen_of(volume: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """What the fake plugin takes for the spleen."""
+    """What the fake plugin considers to be the spleen."""
     spleen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (
         np.asanyarray(image_of(volume).dataobj) > 0
     )
@@ -67,7 +67,7 @@ def spleen_of(volume: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
 
 
 def eventually(holds: Callable[[], object], seconds: float = 30) -> None:
-    """Wait until it holds; the limit is only there so that a broken test ends."""
+    """Wait until a condition holds; the limit only lets a broken test end."""
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until, "it never came to hold"
@@ -75,14 +75,14 @@ def eventually(holds: Callable[[], object], seconds: float = 30) -> None:
 
 
 async def until(holds: Callable[[], object], seconds: float = 30) -> None:
-    """`eventually`, where others run on the same loop meanwhile."""
+    """`eventually`, for code that shares its event loop."""
     with anyio.fail_after(seconds):
         while not holds():  # noqa: ASYNC110 (of another process, which sets no event here)
             await anyio.sleep(0.01)
 
 
 def seed_model(workspace: Path, model_id: str = "demo", content: bytes = b"weights") -> None:
-    """Put a model into a workspace, unlooked at: the fake plugins never open it."""
+    """Put a model into a workspace, unchecked: the fake plugins never open it."""
     store = ModelStore(workspace / "models", sys.executable)
     upload = workspace / f"{model_id}.upload"
     workspace.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def seed_model(workspace: Path, model_id: str = "demo", content: bytes = b"weigh
 
 @dataclass
 class Server:
-    """A `pfms serve` of its own, and a client of it."""
+    """A separate `pfms serve`, and a client for it."""
 
     workspace: Path
     process: subprocess.Popen[str]
@@ -224,7 +224,7 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server with the fake plugin that does all right, for tests that leave it as it was."""
+    """One server with the fake plugin that works, for tests that leave it as it was."""
     workspace = tmp_path_factory.mktemp("shared-server") / "workspace"
     seed_model(workspace)
     one = start(workspace)

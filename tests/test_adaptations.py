@@ -216,7 +216,7 @@ class TestWithThePlugin:
     async def test_the_parent_has_no_thread_and_a_run_has_the_threads_of_its_slot(
         self, tmp_path: Path
     ) -> None:
-        # OpenBLAS has threads of its own, which see to themselves when it forks
+        # OpenBLAS has its own threads, and takes care of them at a fork
         parent = {**PLUGIN.environment(), "OPENBLAS_NUM_THREADS": "1"}
         report = await self.told_by(tmp_path, parent, {**parent, "OMP_NUM_THREADS": "1"})
         assert report["threads of the parent"] == 1

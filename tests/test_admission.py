@@ -72,7 +72,7 @@ def files_in(folder: Path) -> list[str]:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("fake", [TAKES_ALL, FLOODS])
-async def test_an_upload_that_the_child_takes_is_stored_as_the_child_wrote_it(
+async def test_an_upload_that_the_child_accepts_is_stored_as_the_child_wrote_it(
     fake: str, store_with: Callable[..., ModelStore], uploads: Path
 ) -> None:
     store = store_with(fake)
@@ -105,7 +105,7 @@ async def test_an_upload_that_the_child_takes_is_stored_as_the_child_wrote_it(
         (FAILS, PfmsError, "without an answer, with exit code 1: RuntimeError: no such thing in x"),
     ],
 )
-async def test_where_the_child_takes_nothing_nothing_is_stored_or_left(
+async def test_if_the_child_accepts_nothing_nothing_is_stored_or_left(
     fake: str,
     kind: type[PfmsError],
     words: str,
@@ -200,7 +200,7 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", sys.argv
 @pytest.mark.anyio
 @pytest.mark.parametrize("own_session", [False, True])
 @pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "os.kill(os.getpid(), 11)"])
-async def test_what_a_child_leaves_behind_is_ended_however_it_ended_itself(
+async def test_what_a_child_leaves_behind_is_ended_however_the_child_ended(
     own_session: bool, end: str, store_with: Callable[..., ModelStore], uploads: Path
 ) -> None:
     store = store_with(LEAVES_ONE % own_session + f"import os\n{end}")

@@ -126,7 +126,7 @@ def test_infer_saves_the_segmentation_beside_and_says_what_it_is(
     assert "\x1b" not in done.stderr
 
 
-def test_infer_on_a_terminal_draws_a_bar_and_takes_it_away(server: Server, folder: Path) -> None:
+def test_infer_on_a_terminal_draws_a_bar_and_removes_it(server: Server, folder: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "infer", "CT.nii.gz", "--model", "demo", "--server", server.url],

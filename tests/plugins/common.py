@@ -23,7 +23,7 @@ def volume_of(options):
 
 
 def segment(onehot_of=None, affine_of=None):
-    """All that the plugin writes: what is above 0 in the volume is spleen.
+    """Write all that the plugin writes: whatever is above 0 in the volume is spleen.
 
     `onehot_of(spleen)` and `affine_of(affine)` make it wrong on purpose.
     """

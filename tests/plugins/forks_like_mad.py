@@ -6,7 +6,7 @@ import time
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-until = time.monotonic() + 60  # should nobody end it
+until = time.monotonic() + 60  # if nothing ends it
 print("forking", flush=True)
 if os.fork() == 0:
     while time.monotonic() < until and os.fork() == 0:  # the child goes on, the parent ends

@@ -1,4 +1,4 @@
-"""Ends well and leaves children behind; one ignores TERM, one has a session of its own."""
+"""Succeeds and leaves children behind; one ignores TERM, one has its own session."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""As `ok.py`, but when it has ended well there is no room for anything else."""
+"""Like `ok.py`, but once it has succeeded there is no room for anything else."""
 
 import contextlib
 

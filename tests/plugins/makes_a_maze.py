@@ -1,4 +1,4 @@
-"""As `ok.py`, then leaves in its output and beside it what is hard to remove."""
+"""Like `ok.py`, but leaves things that are hard to remove in its output and beside it."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Its result is no NIfTI."""
+"""Its result is not NIfTI."""
 
 from common import arguments
 

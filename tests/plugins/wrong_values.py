@@ -1,4 +1,4 @@
-"""Its result is no one-hot: probabilities."""
+"""Its result is not one-hot: it holds probabilities."""
 
 import numpy as np
 from common import segment
