@@ -1,4 +1,4 @@
-"""Ways to wait that asyncio lacks."""
+"""Ways to wait that asyncio does not offer."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def in_own_thread(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> Awaitable[T]:
-    """Run it in a new thread: in the loop's few, slow calls would keep out all other work."""
+    """Run it in a new thread: in the loop's own few threads, slow calls would block other work."""
     thread = ThreadPoolExecutor(1, "pfms-own")
     future = asyncio.get_running_loop().run_in_executor(thread, lambda: function(*args, **named))
     thread.shutdown(wait=False)
@@ -20,7 +20,7 @@ def in_own_thread(function: Callable[P, T], *args: P.args, **named: P.kwargs) ->
 
 
 async def to_the_end(work: Awaitable[T]) -> T:
-    """Await it to its end even if the waiting task is cancelled; the cancel is raised after it."""
+    """Await `work` to its end even if this task is cancelled; the cancellation is raised then."""
     future = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
@@ -31,10 +31,20 @@ async def to_the_end(work: Awaitable[T]) -> T:
     if cancelled is None:
         return future.result()
     if not future.cancelled() and (failure := future.exception()) is not None:
-        log.error("it was cancelled, and failed at its end", exc_info=failure)
+        log.error("an operation was cancelled and then failed", exc_info=failure)
     raise cancelled
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """Call what blocks, to its end: a cancelled task must not leave a thread that goes on."""
+    """Run a blocking call to its end: a cancelled task must not leave a thread running."""
     return await to_the_end(asyncio.to_thread(function, *args, **named))
+
+
+async def first_of(*works: Awaitable[object], seconds: float) -> None:
+    """Wait until one of them is done, for at most `seconds`; then cancel the others."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()

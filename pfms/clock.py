@@ -1,13 +1,13 @@
-"""The time, as records write it."""
+"""The time, in the form that records use."""
 
 from datetime import UTC, datetime
 
 
 def utc_now() -> datetime:
-    """The time, in UTC, to the microsecond."""
+    """The current time, in UTC."""
     return datetime.now(UTC)
 
 
 def iso(moment: datetime) -> str:
-    """ISO 8601 in UTC with microseconds: it sorts as text as it does in time."""
+    """ISO 8601 in UTC with microseconds: sorted as text, times are in order."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -1,6 +1,7 @@
-"""The use case, in words a reader can follow: models in, volumes in, segmentations out.
+"""What the routes can ask for: models in, volumes in, segmentations out.
 
-`intake` makes jobs, `runs` runs them, `archive` knows them; here they are built and kept alive.
+`intake` makes jobs, `runs` runs them, `archive` looks them up. This module builds these parts,
+starts them and stops them.
 """
 
 import asyncio
@@ -21,10 +22,11 @@ from pfms.jobs.queue import JobQueue
 from pfms.jobs.recovery import recover
 from pfms.jobs.runs import Runs
 from pfms.jobs.table import Records
-from pfms.models.store import ModelRecord, ModelStore
+from pfms.models.record import ModelRecord
+from pfms.models.store import ModelStore
 from pfms.plugin.command import PluginCommand
 from pfms.settings import Settings
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.upload import Upload
 from pfms.storage.workspace import Workspace
 
@@ -32,13 +34,13 @@ log = logging.getLogger(__name__)
 
 
 class Service:
-    """Everything that the routes can ask for."""
+    """The service as the routes see it."""
 
     def __init__(self, settings: Settings, command: PluginCommand, executor: Executor) -> None:
-        """Build it; nothing is touched before `start`.
+        """Build the parts; the workspace is not touched before `start`.
 
         Raises:
-            StartError: A device of the settings is not there.
+            StartError: A device in the settings is not available.
         """
         self.settings = settings
         self._executor = executor
@@ -60,17 +62,17 @@ class Service:
         self._choosing = asyncio.Lock()
 
     async def start(self) -> None:
-        """Take the workspace, take up what an earlier server left, and begin.
+        """Lock the workspace, resume what an earlier server left, and begin.
 
         Raises:
             StartError: The workspace cannot be used.
         """
         try:
-            with full_disk_is_told():
+            with reporting_full_disk():
                 await asyncio.to_thread(self._workspace.open)
                 await self._journal.call(self._journal.records.open)
                 await asyncio.to_thread(self.models.recover)
-                await self._take_up_devices()
+                await self._restore_devices()
                 await recover(
                     self._workspace,
                     self._journal,
@@ -89,15 +91,15 @@ class Service:
         self._housekeeping.start()
 
     async def drain(self) -> None:
-        """Take nothing new; let what runs end, or put it back into the queue."""
+        """Accept nothing new; let running jobs end, or requeue them."""
         await self._runs.drain(self.settings.drain_seconds)
 
     def drain_now(self) -> None:
-        """Wait no longer in a drain."""
+        """Cut a drain short."""
         self._runs.drain_now()
 
     async def stop(self) -> None:
-        """Put back what still runs, end every process and give the workspace back."""
+        """Requeue what is still running, end every process and release the workspace."""
         await self._runs.drain(0)
         await self._housekeeping.stop()
         if self._executor_starts is not None:
@@ -108,19 +110,19 @@ class Service:
         await asyncio.to_thread(self._workspace.close)
 
     async def missing(self) -> dict[str, str]:
-        """What keeps the service from being ready, by name; empty when it is."""
+        """What keeps the service from being ready, by name; empty when it is ready."""
         missing = {}
         if self._runs.draining:
-            missing["draining"] = "the server is stopping and takes nothing new"
-        if (lacking := self._executor.missing()) is not None:
-            missing[lacking.name] = lacking.words
+            missing["draining"] = "the server is stopping and accepts nothing new"
+        if (missing_part := self._executor.missing()) is not None:
+            missing[missing_part.name] = missing_part.description
         if (trouble := await asyncio.to_thread(self._workspace.trouble)) is not None:
             missing["workspace"] = trouble
         elif await self.intake.room.left() < 0:
             missing["disk-full"] = "less than PFMS_MIN_FREE_BYTES is free"
         there = await asyncio.to_thread(self._executor.devices)
         if not set(self.devices) & set(there):
-            missing["no-device"] = f"there is none of {', '.join(self.devices)}"
+            missing["no-device"] = f"none of these is available: {', '.join(self.devices)}"
         return missing
 
     # --- models ----------------------------------------------------------------------------
@@ -131,7 +133,7 @@ class Service:
         Raises:
             NotAModel: The plugin cannot use it.
         """
-        with full_disk_is_told():
+        with reporting_full_disk():
             return await self.models.admit(model_id, upload.path, upload.sha256)
 
     # --- jobs ------------------------------------------------------------------------------
@@ -140,8 +142,8 @@ class Service:
         """The job when it has ended, or as it is after `seconds`.
 
         Raises:
-            Interrupted: The server stops; the job is queued.
-            JobNotFound: There is none.
+            Interrupted: The server is stopping; the job is queued.
+            JobNotFound: There is no such job.
         """
         active = self._runs.active.get(job_id)
         if active is not None:
@@ -151,9 +153,9 @@ class Service:
         return await self.archive.job(job_id)
 
     async def events(self, job_id: str, after: int) -> AsyncIterator[Event]:
-        """A job's events after number `after`, then those that come, without gap or repetition.
+        """A job's events after number `after`, then new ones, without a gap or repetition.
 
-        They end with the event of its end, or when the server stops.
+        The stream ends after the job's last event, or when the server stops.
         """
         with self._runs.broadcast.listen(job_id) as listener:
             for event in await self.archive.events(job_id, after):
@@ -170,31 +172,31 @@ class Service:
                     return
 
     async def cancel(self, job_id: str) -> Job:
-        """Ask for the end of a job; an ended one stays as it is.
+        """Cancel a job; one that has ended is left as it is.
 
         Raises:
-            JobNotFound: There is none.
-            DiskFull: There is no room to record it; it ends all the same.
+            JobNotFound: There is no such job.
+            DiskFull: There is no room to record the request. The job is cancelled all the same.
         """
         job = await self.archive.job(job_id)
         return await self._runs.cancel(job_id) or await self.archive.job(job.id)
 
     async def client_went_away(self, job_id: str) -> None:
-        """Nobody waits for this held job any more."""
+        """Cancel a held job, for which nobody is waiting any longer."""
         await self._runs.cancel(job_id, "client-gone")
 
     # --- devices ---------------------------------------------------------------------------
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Where runs go."""
+        """The devices that runs use."""
         return self._runs.queue.devices
 
     async def set_devices(self, wanted: str) -> tuple[str, ...]:
-        """Let runs go elsewhere from now on, across restarts too; `auto` is the setting again.
+        """Choose the devices for future runs, also after restarts; `auto` returns to the setting.
 
         Raises:
-            InvalidParameter: A device is not there.
+            InvalidParameter: A device is not available.
         """
         there = await asyncio.to_thread(self._executor.devices)
         try:
@@ -202,13 +204,13 @@ class Service:
         except StartError as error:
             raise InvalidParameter(error.detail, "Use one of these, or auto.") from None
         async with self._choosing:
-            await self._keep_devices(None if wanted == "auto" else ",".join(chosen))
+            await self._save_devices(None if wanted == "auto" else ",".join(chosen))
             self._runs.queue.set_devices(chosen)
         self._runs.dispatch()
         return chosen
 
-    async def _take_up_devices(self) -> None:
-        """Go on with the devices that a call chose before the restart, if they are still there."""
+    async def _restore_devices(self) -> None:
+        """Use the devices that a call chose before the restart, if they are still available."""
         kept = (await asyncio.to_thread(self._workspace.read_state)).get("devices")
         if not isinstance(kept, str):
             return
@@ -216,10 +218,10 @@ class Service:
         try:
             self._runs.queue.set_devices(devices.choose(kept, there))
         except StartError as error:
-            log.warning("%s Back to PFMS_DEVICES=%s.", error.detail, self.settings.devices)
-            await self._keep_devices(None)
+            log.warning("%s Using PFMS_DEVICES=%s.", error.detail, self.settings.devices)
+            await self._save_devices(None)
 
-    async def _keep_devices(self, names: str | None) -> None:
+    async def _save_devices(self, names: str | None) -> None:
         state = await asyncio.to_thread(self._workspace.read_state)
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._workspace.write_state, {**state, "devices": names})

@@ -1,4 +1,4 @@
-"""What the tests share: a real server over a real port, models and volumes to send to it."""
+"""What the tests share: a real server on a real port, and models and volumes to send to it."""
 
 import gzip
 import hashlib
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 PLUGINS = Path(__file__).parent / "plugins"
 SHARED_DATA = ROOT.parent / "shared" / "data"
 LISTEN_SECONDS = 30
-UPLOAD_LIMIT = 200_000  # bytes, of `strict_server`; twice as many unpacked
+UPLOAD_LIMIT = 200_000  # bytes, for `strict_server`; twice as many when unpacked
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def nifti_bytes(
     dtype: Any = np.int16,
     seed: int = 0,
 ) -> bytes:
-    """A small volume that passes for a CT: air, and soft tissue in the middle."""
+    """A small volume that is accepted as a CT: air, with soft tissue in the middle."""
     rng = np.random.default_rng(seed)
     voxels = np.full(shape, -1000, dtype=np.float64)
     middle = tuple(slice(n // 4, -(n // 4)) for n in shape)
@@ -59,7 +59,7 @@ def image_of(content: bytes) -> nib.Nifti1Image:
 
 
 def spleen_of(volume: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """What the fake plugin considers to be the spleen."""
+    """What the fake plugin takes for the spleen."""
     spleen: np.ndarray[tuple[int, ...], np.dtype[np.bool_]] = (
         np.asanyarray(image_of(volume).dataobj) > 0
     )
@@ -67,22 +67,22 @@ def spleen_of(volume: bytes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
 
 
 def eventually(holds: Callable[[], object], seconds: float = 30) -> None:
-    """Wait until a condition holds; the limit only lets a broken test end."""
+    """Wait until `holds()` is true; the limit only ensures that a broken test ends."""
     until = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < until, "it never came to hold"
+        assert time.monotonic() < until, "it never became true"
         time.sleep(0.01)
 
 
 async def until(holds: Callable[[], object], seconds: float = 30) -> None:
-    """`eventually`, for code that shares its event loop."""
+    """Like `eventually`, but lets other tasks run on the loop."""
     with anyio.fail_after(seconds):
-        while not holds():  # noqa: ASYNC110 (of another process, which sets no event here)
+        while not holds():  # noqa: ASYNC110 (it depends on another process, which sets no event)
             await anyio.sleep(0.01)
 
 
 def seed_model(workspace: Path, model_id: str = "demo", content: bytes = b"weights") -> None:
-    """Put a model into a workspace, unchecked: the fake plugins never open it."""
+    """Put a model into a workspace without checking it: the fake plugins never open it."""
     store = ModelStore(workspace / "models", sys.executable)
     upload = workspace / f"{model_id}.upload"
     workspace.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def seed_model(workspace: Path, model_id: str = "demo", content: bytes = b"weigh
 
 @dataclass
 class Server:
-    """A separate `pfms serve`, and a client for it."""
+    """A running `pfms serve`, and a client for it."""
 
     workspace: Path
     process: subprocess.Popen[str]
@@ -115,7 +115,7 @@ class Server:
         return self.http.post("/spleenseg/NIfTIinference/", params=params, files=files, **request)
 
     def submit(self, content: bytes | None = None, model: str = "demo", **request: Any) -> str:
-        """POST a volume and do not wait; the job's ID."""
+        """POST a volume without waiting; returns the job's ID."""
         headers = {"Prefer": "respond-async", **request.pop("headers", {})}
         answer = self.infer(content, model, headers=headers, **request)
         assert answer.status_code == 202, answer.text
@@ -140,7 +140,7 @@ class Server:
         return sorted((self.workspace / "uploads").iterdir())
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """End it and wait until it is gone; its exit code."""
+        """Stop it and wait until it is gone; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(how)
         code = self.process.wait(30)
@@ -162,8 +162,8 @@ def start(
 ) -> Server:
     """Start a server with a fake plugin (a name in tests/plugins) or any command.
 
-    `program` is what Python runs in place of pfms, with the same arguments; `prefix` is a command
-    that starts it otherwise.
+    `program` is what Python runs instead of pfms, with the same arguments; `prefix` is a command
+    that is put before it.
     """
     command = PLUGINS / plugin if (PLUGINS / plugin).exists() else plugin
     defaults: dict[str, Any] = {
@@ -204,7 +204,7 @@ def start(
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[StartServer]:
-    """Start servers of this test's own; all are stopped after it."""
+    """Start servers for one test; all are stopped after it."""
     servers: list[Server] = []
 
     def begin(
@@ -224,7 +224,7 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server with the fake plugin that works, for tests that leave it as it was."""
+    """A shared server with the fake plugin `ok.py`, for tests that leave it as it was."""
     workspace = tmp_path_factory.mktemp("shared-server") / "workspace"
     seed_model(workspace)
     one = start(workspace)
@@ -234,7 +234,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One more, with small limits."""
+    """Another shared server, with small limits."""
     workspace = tmp_path_factory.mktemp("strict-server") / "workspace"
     seed_model(workspace)
     one = start(
@@ -249,7 +249,7 @@ def strict_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server with the real plugin and the demo model."""
+    """A shared server with the real plugin and the demo model."""
     one = start_real(tmp_path_factory.mktemp("real-server") / "workspace", "warm")
     yield one
     one.stop()

@@ -1,4 +1,4 @@
-"""Where the tests of the warm executor keep plugins, jobs and what they started."""
+"""Where the tests of the warm executor keep their plugins, jobs and processes."""
 
 import os
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ from pfms.processes.marks import WORKSPACE_MARK, find_marked
 
 @dataclass
 class House:
-    """A folder for plugins and jobs, and executors that end with the test."""
+    """A folder for plugins and jobs, and executors that are closed after the test."""
 
     folder: Path
     mark: str
@@ -45,7 +45,7 @@ class House:
         return executor
 
     def call(self, command: PluginCommand, environment: dict[str, str] | None = None) -> PluginRun:
-        """A run in a folder of its own."""
+        """A run with its own folder."""
         self.jobs += 1
         root = self.folder / f"job-{self.jobs}"
         root.mkdir()
@@ -65,13 +65,13 @@ class House:
         command: PluginCommand,
         environment: dict[str, str] | None = None,
     ) -> tuple[PluginExit, str]:
-        """How a run ends, and its log."""
+        """Run it; returns how it ended, and its log."""
         call = self.call(command, environment)
         end = await executor.run(call)
         return end, call.log.read_text()
 
     def parents(self) -> list[int]:
-        """Parents that are alive and lead a session, which no fork of theirs does in it."""
+        """The living parents: marked children of this process, not the forks of a parent."""
         return [
             marked.pid
             for marked in find_marked(WORKSPACE_MARK, self.mark)
@@ -86,7 +86,7 @@ def lives(process: psutil.Process) -> bool:
 
 @asynccontextmanager
 async def a_house(folder: Path) -> AsyncIterator[House]:
-    """One that is empty of processes at its end."""
+    """A house; at the end, no process of it may be left."""
     house = House(folder, f"of-{folder.name}")
     yield house
     for executor in house.executors:

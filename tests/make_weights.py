@@ -1,6 +1,6 @@
-"""A program: writes weights of the plugin's network in every form that users have, and many that
-nobody should. Needs torch and the plugin. `python make_weights.py FOLDER NAME…` makes the forms
-that are named, as FOLDER/NAME.pth.
+"""A program that writes weights of the plugin's network in every form that users have, and in many
+that nobody should have. Needs torch and the plugin. `python make_weights.py FOLDER NAME…` writes
+the named forms, as FOLDER/NAME.pth.
 """
 
 import argparse

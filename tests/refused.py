@@ -74,7 +74,7 @@ def request(
             body = b"".join(b"%x\r\n%s\r\n" % (len(p), p) for p in pieces) + b"0\r\n\r\n"
         else:
             headers["Content-Length"] = str(len(body))
-    lines = [f"{method} {target} HTTP/1.1", "Host: pfms.test"]
+    lines = [f"{method} {target} HTTP/1.1", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 

@@ -1,9 +1,9 @@
-"""`pfms` that gets a signal at some moments of its start, and one when it listens.
+"""Runs `pfms` and sends it a signal at some moments of its start, and one when it listens.
 
     python -m tests.signalled_server SIGNAL MOMENT TIMES serve ...
 
-A moment is one of the events that Python's audit hooks tell of (a file opened, an import, a socket)
-after `pfms.server.serve` has begun. No clock hits the same moment twice.
+A moment is one of the events that Python's audit hooks report (a file opened, an import, a socket)
+after `pfms.server.serve` has begun. With a clock, no moment could be hit twice.
 """
 
 import os

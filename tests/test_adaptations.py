@@ -53,7 +53,7 @@ def test_an_adaptation_can_be_left_out(name: str) -> None:
     assert not step.environment.keys() & PLUGIN.environment(without=[name]).keys()
 
 
-def test_the_setting_leaves_adaptations_out_and_knows_their_names(
+def test_the_setting_leaves_adaptations_out_and_refuses_unknown_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PFMS_ADAPTATIONS_OFF", "igzip, keep-memory")
@@ -78,7 +78,7 @@ except EOFError:
 """
 
 
-def test_gzip_goes_on_to_know_every_level_and_its_own_errors(tmp_path: Path) -> None:
+def test_gzip_still_has_every_level_and_its_own_errors(tmp_path: Path) -> None:
     content = bytes(range(256)) * 4096
     (tmp_path / "by_zlib.gz").write_bytes(gzip.compress(content))
     (tmp_path / "cut.gz").write_bytes(gzip.compress(content)[:-100])
@@ -89,7 +89,7 @@ def test_gzip_goes_on_to_know_every_level_and_its_own_errors(tmp_path: Path) -> 
     files = {level: (tmp_path / f"{level}.gz").read_bytes() for level in (1, 6, 9)}
     assert all(gzip.decompress(packed) == content for packed in files.values())
     raw = isal_zlib.compressobj(1, isal_zlib.DEFLATED, -15)
-    assert raw.compress(content) + raw.flush() in files[1], "level 1 is by ISA-L"
+    assert raw.compress(content) + raw.flush() in files[1], "level 1 uses ISA-L"
     assert igzip_lib.decompress(files[9], flag=igzip_lib.DECOMP_GZIP) == content
 
 
@@ -100,7 +100,7 @@ own = torch.argmax
 warm_plugin.argmax_layout()
 assert torch.argmax is not own
 torch.manual_seed(0)
-tensor = torch.randint(3, (2, 5, 4, 3)).float()  # where many are equal
+tensor = torch.randint(3, (2, 5, 4, 3)).float()  # with many equal values
 tensor[0, 0] = torch.nan
 for each in (tensor, tensor.permute(2, 0, 3, 1), tensor[1], tensor[0, 1, 2], tensor.double()):
     assert torch.equal(torch.argmax(each), own(each))
@@ -112,7 +112,7 @@ for each in (tensor, tensor.permute(2, 0, 3, 1), tensor[1], tensor[0, 1, 2], ten
 
 
 @pytest.mark.real
-def test_argmax_finds_the_same_in_the_other_layout() -> None:
+def test_argmax_gives_the_same_in_the_other_layout() -> None:
     path = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", ARGMAX], env=path, check=True)
 
@@ -190,7 +190,7 @@ class TestWithThePlugin:
                 await executor.close()
         assert found[0] == found[1]
 
-    async def test_a_run_tells_its_stages_and_the_windows_done(self, tmp_path: Path) -> None:
+    async def test_a_run_reports_its_stages_and_the_windows_done(self, tmp_path: Path) -> None:
         command = resolve_command("spleenseg")
         executor = WarmExecutor(command, PLUGIN.environment())
         await executor.start()
@@ -209,14 +209,16 @@ class TestWithThePlugin:
         assert total > 1
         assert windows == [*((done, total) for done in range(0, total, 4)), (total, total)]
 
-    async def test_a_run_finds_all_that_it_imports_in_its_parent(self, tmp_path: Path) -> None:
+    async def test_everything_that_a_run_imports_is_already_imported_in_its_parent(
+        self, tmp_path: Path
+    ) -> None:
         report = await self.told_by(tmp_path, PLUGIN.environment())
         assert report["imported"] == []
 
     async def test_the_parent_has_no_thread_and_a_run_has_the_threads_of_its_slot(
         self, tmp_path: Path
     ) -> None:
-        # OpenBLAS has its own threads, and takes care of them at a fork
+        # OpenBLAS has its own threads, which it handles itself when the process forks
         parent = {**PLUGIN.environment(), "OPENBLAS_NUM_THREADS": "1"}
         report = await self.told_by(tmp_path, parent, {**parent, "OMP_NUM_THREADS": "1"})
         assert report["threads of the parent"] == 1

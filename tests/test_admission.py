@@ -1,4 +1,4 @@
-"""The way of an upload into the store, with fakes for the Python that has the plugin.
+"""How an upload gets into the store, with fakes for the Python that has the plugin.
 
 Each fake is a real program; the real child, on real weights, is in test_weights.py.
 """
@@ -105,7 +105,7 @@ async def test_an_upload_that_the_child_accepts_is_stored_as_the_child_wrote_it(
         (FAILS, PfmsError, "without an answer, with exit code 1: RuntimeError: no such thing in x"),
     ],
 )
-async def test_if_the_child_accepts_nothing_nothing_is_stored_or_left(
+async def test_if_the_child_refuses_an_upload_nothing_is_stored_or_left_behind(
     fake: str,
     kind: type[PfmsError],
     words: str,
@@ -128,9 +128,7 @@ async def test_if_the_child_accepts_nothing_nothing_is_stored_or_left(
 
 
 @pytest.mark.anyio
-async def test_a_python_that_is_not_there_is_not_the_fault_of_the_file(
-    tmp_path: Path, uploads: Path
-) -> None:
+async def test_a_missing_python_is_not_blamed_on_the_file(tmp_path: Path, uploads: Path) -> None:
     store = ModelStore(tmp_path / "models", str(tmp_path / "no-python"))
 
     with pytest.raises(PfmsError) as caught:
@@ -164,17 +162,17 @@ time.sleep(600)
 
 
 def processes_of(folder: Path) -> list[str]:
-    """The processes that name a file in `folder` in their command line; no zombies."""
+    """The processes with a file in `folder` in their command lines, except zombies."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # it has just ended
             if str(folder).encode() in entry.read_bytes():
                 found.append(entry.parent.name)
     return found
 
 
 @pytest.mark.anyio
-async def test_a_child_that_hangs_is_ended_with_all_it_started_at_the_time_limit(
+async def test_a_child_that_hangs_is_ended_at_the_time_limit_with_everything_it_started(
     store_with: Callable[..., ModelStore], uploads: Path
 ) -> None:
     store = store_with(HANGS, time_limit=0.5)
@@ -200,7 +198,7 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", sys.argv
 @pytest.mark.anyio
 @pytest.mark.parametrize("own_session", [False, True])
 @pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "os.kill(os.getpid(), 11)"])
-async def test_what_a_child_leaves_behind_is_ended_however_the_child_ended(
+async def test_processes_that_a_child_leaves_behind_are_ended_however_the_child_ended(
     own_session: bool, end: str, store_with: Callable[..., ModelStore], uploads: Path
 ) -> None:
     store = store_with(LEAVES_ONE % own_session + f"import os\n{end}")
@@ -212,7 +210,7 @@ async def test_what_a_child_leaves_behind_is_ended_however_the_child_ended(
 
 
 @pytest.mark.anyio
-async def test_when_the_client_goes_the_child_goes_and_the_next_upload_is_served(
+async def test_when_the_client_leaves_the_child_is_ended_and_the_next_upload_is_served(
     store_with: Callable[..., ModelStore], uploads: Path
 ) -> None:
     store = store_with(HANGS)
@@ -224,7 +222,7 @@ async def test_when_the_client_goes_the_child_goes_and_the_next_upload_is_served
 
     await until(lambda: not processes_of(uploads))
     assert files_in(uploads) == ["upload", "upload.started"]
-    store_with(TAKES_ALL)  # the same script, and so the same store, from now on
+    store_with(TAKES_ALL)  # overwrites the script that the same store runs
     assert (await store.admit("m", upload_of(uploads), "f" * 64)).model_id == "m"
 
 

@@ -262,6 +262,22 @@ def test_no_call_that_blocks_runs_on_the_event_loop(tmp_path: Path) -> None:
     assert [line for line in said if line.startswith("BLOCKED")] == []
 
 
+def test_a_user_without_a_home_costs_the_event_loop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "missing"))  # so each run makes sure of another one
+    workspace = tmp_path / "workspace"
+    seed_model(workspace)
+    server = start(workspace, program=WATCHED)
+    try:
+        assert server.infer().status_code == 200
+    finally:
+        server.stop()
+
+    assert (workspace / "home").is_dir()
+    assert "BLOCKED" not in server.log.read_text()
+
+
 def test_the_watch_over_the_event_loop_sees_what_blocks(tmp_path: Path) -> None:
     """Otherwise the test above could not fail."""
     program = f"""

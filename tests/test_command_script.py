@@ -1,4 +1,4 @@
-"""`command.sh`, really run, by each shell that is there."""
+"""`command.sh`, really run, by each available shell."""
 
 import json
 import os
@@ -23,7 +23,7 @@ AWKWARD = 'it\'s "a" $HOME `id` \\ *'
 
 
 def install(executable: Path, fake: str) -> Path:
-    """An executable that does what a fake plugin does."""
+    """An executable that runs a fake plugin."""
     executable.parent.mkdir(parents=True, exist_ok=True)
     executable.write_text(
         f"#!{sys.executable}\n"
@@ -87,7 +87,7 @@ def test_the_script_is_good_shell(tmp_path: Path, shell: str, command: list[str]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_copied_folder_with_spaces_gives_the_same_voxels_from_anywhere(
+def test_a_copied_folder_whose_name_has_spaces_gives_the_same_voxels_from_anywhere(
     tmp_path: Path, elsewhere: Path, shell: str
 ) -> None:
     executable = install(tmp_path / "bin" / "spleenseg", "ok.py")
@@ -181,7 +181,7 @@ def test_the_plugin_gets_the_same_arguments_and_environment_as_in_the_run(
     assert "PFMS_JOB" not in rerun["environment"]
 
 
-def test_what_belongs_to_the_machine_is_not_taken_along(tmp_path: Path) -> None:
+def test_what_is_specific_to_the_machine_is_not_in_the_script(tmp_path: Path) -> None:
     host = HostFacts(has_user=False, spare_home="/srv/pfms/home")
     argv = PLUGIN.argv(["/opt/spleenseg"], "cpu")
     assert "/srv/pfms" not in PLUGIN.command_script(argv, PLUGIN.environment(host))
@@ -210,7 +210,7 @@ def test_without_any_executable_it_says_so_and_leaves_nothing(
     executable.unlink()
     done = call(script, "out", cwd=elsewhere, PATH="/usr/bin:/bin")
     assert done.returncode == 127
-    assert f"neither {executable} nor a 'spleenseg' on PATH is there" in done.stderr
+    assert f"neither {executable} nor 'spleenseg' on PATH was found" in done.stderr
     assert list(elsewhere.iterdir()) == []
 
 
@@ -229,7 +229,7 @@ def test_a_plugin_that_is_a_script_is_run_by_its_interpreter(
     shutil.rmtree(plugins)
     done = call(script, "out", cwd=elsewhere)
     assert done.returncode == 127
-    assert f"the plugin was run by {plugins}/ok.py, which is not there" in done.stderr
+    assert f"the plugin was run by {plugins}/ok.py, which was not found" in done.stderr
     assert list(elsewhere.iterdir()) == []
 
 
@@ -240,7 +240,7 @@ def test_a_run_whose_input_was_purged_says_so(tmp_path: Path, gone: str) -> None
     (script.parent / gone).unlink()
     done = call(script, cwd=tmp_path)
     assert done.returncode == 1
-    assert f"{gone} is not there any more" in done.stderr
+    assert f"{gone} is no longer there" in done.stderr
     assert not (script.parent / "rerun").exists()
 
 
@@ -273,14 +273,14 @@ def test_wrong_usage_is_reported_and_does_nothing(tmp_path: Path, arguments: lis
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that any user can write."""
+    """A folder that any user can write to."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o777)
         yield Path(folder)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_user_without_a_name_and_with_a_home_that_cannot_be_written_can_run_it(
+def test_a_user_without_a_name_or_a_writable_home_can_run_it(
     open_folder: Path,
 ) -> None:
     executable = open_folder / "spleenseg"

@@ -1,4 +1,4 @@
-"""A table that is damaged, of another pfms, locked or no table at all; whoever meets it first."""
+"""A table that is damaged, from another pfms, locked or not a table, whichever call finds out."""
 
 import sqlite3
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def kept_by(place: Workspace) -> list[Path]:
 
 
 def damage_pages(file: Path) -> None:
-    """All but the first, in the file as it is: whoever has it open sees it."""
+    """Damage all pages but the first, in place, so that everyone who has the file open sees it."""
     size = file.stat().st_size
     with file.open("r+b") as pages:
         pages.seek(PAGE)
@@ -36,7 +36,7 @@ def damage_pages(file: Path) -> None:
 
 
 def fill(place: Workspace, state: State = "running") -> None:
-    """200 jobs: more than SQLite keeps in memory."""
+    """Write 200 jobs: more than SQLite keeps in memory."""
     for job_id in ids(200):
         one = job(id=job_id, warnings=["x" * 20_000]).moved(state)
         place.job(job_id).lay_out()
@@ -98,7 +98,7 @@ CALLS: dict[str, Callable[[Records], object]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_whichever_call_meets_the_damage_has_its_answer_from_the_rebuilt_table(
+def test_any_call_that_finds_the_damage_is_answered_from_the_rebuilt_table(
     workspace: Workspace,  # noqa: F811
     call: str,
 ) -> None:
@@ -111,7 +111,7 @@ def test_whichever_call_meets_the_damage_has_its_answer_from_the_rebuilt_table(
     records.close()
 
 
-def test_a_damage_that_comes_back_at_once_is_an_error_and_no_loop(tmp_path: Path) -> None:
+def test_damage_that_comes_back_at_once_is_an_error_and_not_a_loop(tmp_path: Path) -> None:
     def never_good(_: sqlite3.Connection) -> None:
         raise Damaged("it is bad again")
 
@@ -130,7 +130,7 @@ def test_a_damage_that_comes_back_at_once_is_an_error_and_no_loop(tmp_path: Path
     ],
     ids=["newer", "empty", "another program's"],
 )
-def test_a_table_that_this_pfms_did_not_make_is_kept_and_a_new_one_made(
+def test_a_table_of_unknown_origin_is_kept_and_a_new_one_made(
     workspace: Workspace,  # noqa: F811
     statements: str,
 ) -> None:
@@ -147,7 +147,7 @@ def test_a_table_that_this_pfms_did_not_make_is_kept_and_a_new_one_made(
     records.close()
 
 
-def test_a_table_that_another_program_holds_stops_the_start_and_is_left_as_it_is(
+def test_a_table_that_another_program_locks_stops_the_start_and_is_left_unchanged(
     workspace: Workspace,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -177,7 +177,7 @@ def test_a_folder_in_the_place_of_the_table_stops_the_start(
     assert table_of(workspace).is_dir()
 
 
-def test_a_server_whose_table_is_damaged_while_it_serves_goes_on(
+def test_a_running_server_survives_damage_to_its_table(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     place = Workspace(tmp_path / "workspace")
@@ -192,4 +192,4 @@ def test_a_server_whose_table_is_damaged_while_it_serves_goes_on(
     assert server.ended(server.submit())["state"] == "succeeded"
     assert server.http.get(f"/jobs/{ids(200)[7]}/events").status_code == 200
     assert len(kept_by(place)) == 1
-    assert "made anew" in server.log.read_text()
+    assert "and rebuilt" in server.log.read_text()

@@ -34,7 +34,7 @@ def test_the_setting_chooses_among_what_is_there(
 @pytest.mark.parametrize(
     "setting", ["cuda:2", "cuda:01", "gpu", "", ",", "cpu,", "auto,cpu", "cuda:-1", "x" * 1000]
 )
-def test_what_is_not_there_is_refused_with_what_is(setting: str) -> None:
+def test_an_unavailable_device_is_refused_with_a_list_of_the_available_ones(setting: str) -> None:
     with pytest.raises(StartError) as caught:
         devices.choose(setting, TWO_GPUS)
 
@@ -58,7 +58,7 @@ def test_what_is_not_there_is_refused_with_what_is(setting: str) -> None:
         ("GPU-5cf7e2b0,GPU-0123abcd", 2),
     ],
 )
-def test_cuda_visible_devices_hides_gpus_as_cuda_reads_it(setting: str | None, seen: int) -> None:
+def test_cuda_visible_devices_is_read_as_cuda_reads_it(setting: str | None, seen: int) -> None:
     assert devices.visible(4, setting) == seen
 
 
@@ -83,7 +83,7 @@ def test_torchs_build_is_read_without_importing_it(
     assert "torch" not in sys.modules
 
 
-def test_there_is_always_a_cpu_and_gpus_only_where_torch_can_use_them() -> None:
+def test_there_is_always_a_cpu_and_gpus_only_if_torch_can_use_them() -> None:
     there = devices.available()
 
     assert there[-1] == "cpu"
@@ -102,7 +102,7 @@ def test_there_is_always_a_cpu_and_gpus_only_where_torch_can_use_them() -> None:
         ("12.6", 0, 0, ("cpu",)),
     ],
 )
-def test_a_gpu_counts_where_driver_and_torch_both_support_it(
+def test_a_gpu_counts_only_if_both_driver_and_torch_support_it(
     monkeypatch: pytest.MonkeyPatch,
     built_for: str | None,
     gpus: int,
@@ -116,7 +116,7 @@ def test_a_gpu_counts_where_driver_and_torch_both_support_it(
     assert devices.available() == there
 
 
-def test_hidden_gpus_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_gpus_are_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "torch_cuda_version", lambda: "12.6")
     monkeypatch.setattr(devices, "driver_gpus", lambda: (4, 12))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")

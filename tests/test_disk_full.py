@@ -1,4 +1,4 @@
-"""A real disk that runs full, wherever that happens: the right error, and nothing is lost."""
+"""When a real disk runs full, wherever that happens, the error is right and nothing is lost."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ DISK_FULL = (507, "disk-full")
 
 
 class Disk:
-    """A file system of its own, in memory."""
+    """A separate file system, in memory."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class Disk:
         return room.f_bavail * room.f_frsize
 
     def fill(self, leave: int = 0) -> None:
-        """Leave so many bytes, whole pages."""
+        """Leave this many bytes free, rounded to pages."""
         with self._ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(PAGE))
@@ -65,7 +65,7 @@ Begin = Callable[..., Server]
 
 @pytest.fixture
 def begin(disk: Disk, start_server: StartServer) -> Begin:
-    """Start a server on the small disk; its own log lies there as well."""
+    """Start a server on the small disk; its own log is there as well."""
 
     def start(plugin: str = "as_the_model_says.py", **settings: Any) -> Server:
         workspace = disk.folder / "workspace"
@@ -78,22 +78,22 @@ def begin(disk: Disk, start_server: StartServer) -> Begin:
 
 
 def noise(megabytes: int) -> bytes:
-    """A volume that packing makes hardly smaller."""
+    """A volume that hardly compresses."""
     voxels = np.random.default_rng(0).integers(-1000, 1000, megabytes * MIB // 2, dtype=np.int16)
     return nifti_bytes((128, 128, megabytes * 32), gzipped=False)[:352] + voxels.tobytes()
 
 
 def works(server: Server) -> None:
-    """It runs a job as if nothing had been."""
+    """Check that it runs a job as if nothing had happened."""
     answer = server.infer()
     assert answer.status_code == 200, answer.text
 
 
-# --- coming in -------------------------------------------------------------------------------
+# --- uploading -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("megabytes", [40, 16], ids=["upload", "packed copy"])
-def test_what_does_not_fit_is_507_and_gives_the_space_back(
+def test_an_upload_that_does_not_fit_is_507_and_its_space_is_freed(
     begin: Begin, disk: Disk, megabytes: int
 ) -> None:
     server = begin()
@@ -130,12 +130,14 @@ def check_wherever_the_room_ends(begin: Begin, disk: Disk, step: int) -> None:
     assert "Traceback" not in server.log.read_text()
 
 
-def test_wherever_the_room_ends_a_request_is_a_job_or_nothing(begin: Begin, disk: Disk) -> None:
+def test_wherever_the_disk_runs_full_a_request_is_a_job_or_nothing(
+    begin: Begin, disk: Disk
+) -> None:
     check_wherever_the_room_ends(begin, disk, 3)
 
 
 @pytest.mark.every
-def test_at_whichever_page_the_room_ends_a_request_is_a_job_or_nothing(
+def test_at_whichever_page_the_disk_runs_full_a_request_is_a_job_or_nothing(
     begin: Begin, disk: Disk
 ) -> None:
     check_wherever_the_room_ends(begin, disk, 1)
@@ -155,7 +157,7 @@ def test_a_model_whose_checked_copy_does_not_fit_is_507(begin: Begin, disk: Disk
 # --- running ---------------------------------------------------------------------------------
 
 
-def test_a_run_that_fills_the_disk_fails_and_gives_the_space_back(begin: Begin, disk: Disk) -> None:
+def test_a_run_that_fills_the_disk_fails_and_its_space_is_freed(begin: Begin, disk: Disk) -> None:
     server = begin()
     works(server)
     for model in ("writes_until_full", "leaves_no_room"):
@@ -181,7 +183,7 @@ def test_a_run_that_fills_the_disk_fails_and_gives_the_space_back(begin: Begin, 
         (PluginExit(1, None, 1.0), "RuntimeError: CUDA out of memory.", "gpu-out-of-memory"),
     ],
 )
-def test_a_full_disk_is_the_cause_where_the_log_cannot_say_so(
+def test_a_full_disk_is_the_cause_even_if_the_log_cannot_say_so(
     end: PluginExit, log: str, error: str
 ) -> None:
     assert cause_of(end, log, onehot_written=False, disk_full=True).error == error
@@ -203,7 +205,7 @@ def test_an_end_that_cannot_be_recorded_is_recorded_when_there_is_room(
     assert (job["state"], job["error"]["code"]) == ("failed", "timed-out")
 
 
-def test_a_run_can_be_cancelled_though_the_disk_is_full(begin: Begin, disk: Disk) -> None:
+def test_a_run_can_be_cancelled_while_the_disk_is_full(begin: Begin, disk: Disk) -> None:
     server = begin("hangs.py")
     running, waiting = server.submit(), server.submit()
     eventually(lambda: "hanging" in server.http.get(f"/jobs/{running}/log").text)
@@ -254,10 +256,10 @@ def test_a_server_that_finds_the_disk_full_says_so_and_loses_nothing(
     assert server.http.get(f"/jobs/{done['id']}/events").text == events
 
 
-# --- what else writes ------------------------------------------------------------------------
+# --- other writes ----------------------------------------------------------------------------
 
 
-def test_other_calls_on_a_full_disk_are_507_or_give_space_back(begin: Begin, disk: Disk) -> None:
+def test_other_calls_on_a_full_disk_are_507_or_free_space(begin: Begin, disk: Disk) -> None:
     server = begin()
     first, second = (server.ended(server.submit(noise(1)))["id"] for _ in range(2))
     before = files_of(server)

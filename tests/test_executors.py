@@ -1,4 +1,4 @@
-"""The contract of every executor, each against real processes."""
+"""The contract of all executors, tested with real processes."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from tests.conftest import until
 
 PLUGINS = Path(__file__).parent / "plugins"
 GRACE = 0.3
-WITHIN = 5.0  # seconds in which a run that was to end is gone, whatever it does
+WITHIN = 5.0  # seconds for a run to be gone once it is ended, whatever it does
 
 EXECUTORS: dict[str, Callable[[PluginCommand], Executor]] = {
     "fresh": lambda command: FreshExecutor(workspace_mark="of-this-test", poll_seconds=0.01),
@@ -80,7 +80,7 @@ class Bench:
         await until(lambda: self.log.exists() and words in self.log.read_text())
 
     def processes(self) -> list[psutil.Process]:
-        """All that run in the job's folder, wherever they hang in the tree of processes."""
+        """All processes in the job's folder, wherever they are in the process tree."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -122,7 +122,7 @@ async def test_the_empty_mask_of_the_quick_plugin_is_valid(bench: Bench) -> None
 async def test_the_plugin_gets_its_arguments_folder_environment_and_no_input(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PFMS_PORT", "1")  # a setting of the server's is none of the plugin's
+    monkeypatch.setenv("PFMS_PORT", "1")  # the server's settings are not for the plugin
     monkeypatch.setenv("OF_THE_SERVER", "kept")
     end = await bench.run("reports", environment={"OF_THE_RUN": "set", "MPLBACKEND": "Agg"})
     assert end.code == 0, bench.log.read_text()
@@ -142,31 +142,31 @@ async def test_stdout_and_stderr_are_appended_to_the_log(bench: Bench) -> None:
     assert bench.log.read_text() == "from before\nsaid on stdout\nsaid on stderr\n"
 
 
-async def test_what_the_plugin_writes_can_be_written_by_the_group_alone(bench: Bench) -> None:
+async def test_the_group_and_nobody_else_can_write_what_the_plugin_wrote(bench: Bench) -> None:
     await bench.run("ok")
     assert bench.onehot.stat().st_mode & 0o777 == 0o660
     assert bench.onehot.parent.stat().st_mode & 0o777 == 0o770
 
 
-async def test_the_plugins_own_failure_is_its_exit_code(bench: Bench) -> None:
+async def test_a_failure_of_the_plugin_is_reported_with_its_exit_code(bench: Bench) -> None:
     end = await bench.run("exit3")
     assert (end.code, end.signal, end.ended_by) == (3, None, "itself")
     assert "no spleen today" in bench.log.read_text()
 
 
-async def test_a_python_error_is_exit_code_1_and_in_the_log(bench: Bench) -> None:
+async def test_a_python_error_is_exit_code_1_and_appears_in_the_log(bench: Bench) -> None:
     end = await bench.run("raises")
     assert end.code == 1
     assert "ValueError: cannot read" in bench.log.read_text()
 
 
-async def test_a_kill_by_the_system_is_its_signal(bench: Bench) -> None:
+async def test_a_run_that_the_system_kills_ends_with_the_signal(bench: Bench) -> None:
     end = await bench.run("out_of_memory")
     assert (end.code, end.signal, end.ended_by) == (None, 9, "itself")
 
 
-async def test_a_run_told_to_end_by_others_may_be_tried_again(bench: Bench) -> None:
-    end = await bench.run("told_to_end")
+async def test_a_run_that_is_stopped_from_outside_may_be_tried_again(bench: Bench) -> None:
+    end = await bench.run("stopped_from_outside")
     assert (end.signal, end.ended_by) == (15, "executor")
     assert end.message
 
@@ -243,7 +243,7 @@ async def test_children_that_a_run_leaves_behind_are_ended(bench: Bench) -> None
     assert bench.processes() == []
 
 
-async def test_runs_beside_each_other_do_not_end_each_other(bench: Bench, tmp_path: Path) -> None:
+async def test_parallel_runs_do_not_end_each_other(bench: Bench, tmp_path: Path) -> None:
     other = Bench(bench.make, tmp_path / str(uuid.uuid4()))
     (other.root / "input").mkdir(parents=True)
     staying = asyncio.create_task(other.run("hangs"))
@@ -257,7 +257,7 @@ async def test_runs_beside_each_other_do_not_end_each_other(bench: Bench, tmp_pa
     assert other.processes() == []
 
 
-async def test_the_stages_are_told_as_the_run_reaches_them(bench: Bench) -> None:
+async def test_stages_are_reported_as_the_run_reaches_them(bench: Bench) -> None:
     told: list[Progress] = []
 
     def reached(stage: str) -> bool:

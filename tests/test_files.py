@@ -1,4 +1,4 @@
-"""How files appear, are known again and go: whole, durably, and whatever a plugin made of them."""
+"""Files are written whole and durably, checked, and removed whatever a plugin did to them."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pfms.storage.files import appearing_whole, matches, write_atomically
+from pfms.storage.files import matches, write_atomically, writing_atomically
 from pfms.storage.removal import discard
 from pfms.storage.workspace import JobTree, Workspace
 from tests.conftest import Server, StartServer
@@ -24,7 +24,7 @@ NOBODY = 65534
 
 @contextlib.contextmanager
 def as_nobody() -> Iterator[Path]:
-    """A folder, and no more rights than its owner has, which root has even without them."""
+    """A folder, and only its owner's rights: root would not need them."""
     with tempfile.TemporaryDirectory() as name:
         if os.geteuid() != 0:
             yield Path(name)
@@ -38,7 +38,7 @@ def as_nobody() -> Iterator[Path]:
 
 
 def make_deep(folder: Path, depth: int) -> None:
-    """Folders in each other, with names of 255 bytes and a file in each."""
+    """Nested folders, each with a name of 255 bytes and a file in it."""
     folder.mkdir()
     fd = os.open(folder, os.O_RDONLY)
     for _ in range(depth):
@@ -53,13 +53,13 @@ def make_deep(folder: Path, depth: int) -> None:
 # --- removal ---------------------------------------------------------------------------------
 
 
-def test_a_folder_of_any_depth_goes(tmp_path: Path) -> None:
+def test_a_folder_of_any_depth_is_removed(tmp_path: Path) -> None:
     make_deep(tmp_path / "deep", 1500)
     discard(tmp_path / "deep")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_few_descriptors_are_open_for_a_deep_and_wide_folder(tmp_path: Path) -> None:
+def test_removing_a_deep_and_wide_folder_takes_few_descriptors(tmp_path: Path) -> None:
     deep = tmp_path / "deep"
     make_deep(deep, 300)
     for number in range(300):
@@ -72,7 +72,7 @@ def test_few_descriptors_are_open_for_a_deep_and_wide_folder(tmp_path: Path) -> 
     assert not deep.exists()
 
 
-def test_links_go_and_what_they_point_to_stays(tmp_path: Path) -> None:
+def test_links_are_removed_and_their_targets_stay(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("kept")
     (tmp_path / "kept" / "closed").mkdir(mode=0o500)
@@ -90,7 +90,7 @@ def test_links_go_and_what_they_point_to_stays(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "closed").stat().st_mode & 0o777 == 0o500
 
 
-def test_what_is_neither_file_nor_folder_goes(tmp_path: Path) -> None:
+def test_special_files_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     os.mkfifo(folder / "fifo")
@@ -102,7 +102,7 @@ def test_what_is_neither_file_nor_folder_goes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o100, 0o300, 0o500])
-def test_a_folder_whose_owner_was_shut_out_goes(mode: int) -> None:
+def test_a_folder_that_its_owner_cannot_enter_is_removed(mode: int) -> None:
     with as_nobody() as place:
         folder = place / "folder"
         (folder / "inner" / "inmost").mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_a_folder_whose_owner_was_shut_out_goes(mode: int) -> None:
         assert list(place.iterdir()) == []
 
 
-def test_what_is_written_into_a_folder_meanwhile_goes_too(tmp_path: Path) -> None:
+def test_files_written_during_a_removal_are_removed_too(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     make_deep(folder, 500)
     stopped = threading.Event()
@@ -129,7 +129,7 @@ def test_what_is_written_into_a_folder_meanwhile_goes_too(tmp_path: Path) -> Non
 
     writer = threading.Thread(target=write)
     writer.start()
-    with contextlib.suppress(OSError):  # it may be told that it cannot, but never silently stop
+    with contextlib.suppress(OSError):  # it may fail with an error, but must not silently stop
         discard(folder)
     stopped.set()
     writer.join()
@@ -151,7 +151,7 @@ def test_what_cannot_be_removed_is_an_error() -> None:
         assert (place / "folder" / "of-root" / "file").exists()
 
 
-def test_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+def test_removing_what_does_not_exist_is_not_an_error(tmp_path: Path) -> None:
     discard(tmp_path / "nothing")
 
 
@@ -167,9 +167,7 @@ def a_job_with_a_file_that_stays(place: Path) -> JobTree:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a file that another cannot remove")
-def test_a_purge_and_a_new_attempt_fail_where_something_stays_and_giving_back_room_does_not() -> (
-    None
-):
+def test_what_cannot_be_removed_fails_a_purge_and_a_new_attempt_but_not_freeing_space() -> None:
     with as_nobody() as place:
         tree = a_job_with_a_file_that_stays(place)
         with pytest.raises(PermissionError):
@@ -181,7 +179,7 @@ def test_a_purge_and_a_new_attempt_fail_where_something_stays_and_giving_back_ro
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a file that another cannot remove")
-def test_a_job_that_could_not_be_removed_whole_is_removed_by_the_next_call() -> None:
+def test_a_job_that_was_only_partly_removed_is_removed_by_the_next_call() -> None:
     job_id = "2026-01-01-00-00-00-00000000-0000-4000-8000-000000000001"
     with as_nobody() as place:
         workspace = Workspace(place / "workspace")
@@ -191,7 +189,7 @@ def test_a_job_that_could_not_be_removed_whole_is_removed_by_the_next_call() -> 
         for _ in range(2):
             with pytest.raises(PermissionError):
                 workspace.remove_job(job_id)
-        workspace.open()  # it is no reason not to start
+        workspace.open()  # it must not stop the start
         workspace.close()
         os.seteuid(0)
         workspace.remove_job(job_id)
@@ -200,7 +198,7 @@ def test_a_job_that_could_not_be_removed_whole_is_removed_by_the_next_call() -> 
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o500])
-def test_a_job_whose_own_folder_was_closed_is_purged_and_removed(mode: int) -> None:
+def test_a_job_whose_folder_is_inaccessible_is_purged_and_removed(mode: int) -> None:
     job_id = "2026-01-01-00-00-00-00000000-0000-4000-8000-000000000001"
     with as_nobody() as place:
         workspace = Workspace(place / "workspace")
@@ -231,7 +229,7 @@ def test_a_job_whose_plugin_left_a_maze_is_removed(start_server: StartServer) ->
     assert server.uploads() == []
 
 
-def test_a_job_whose_plugin_left_a_maze_is_purged_of_all_of_it(start_server: StartServer) -> None:
+def test_a_job_whose_plugin_left_a_maze_is_purged_completely(start_server: StartServer) -> None:
     server = start_server("makes_a_maze.py")
     folder = a_job_in_a_maze(server)
     answer = server.http.delete(f"/jobs/{folder.name}?purge=voxels")
@@ -256,7 +254,7 @@ def test_a_maze_that_an_earlier_server_was_removing_is_removed_at_the_start(
     ("content", "same"),
     [(b"voxels", True), (b"voxel", False), (b"voxelS", False), (b"voxels!", False), (b"", False)],
 )
-def test_a_file_is_known_again_by_its_size_and_checksum(
+def test_a_file_is_recognised_by_its_size_and_checksum(
     tmp_path: Path, content: bytes, same: bool
 ) -> None:
     (tmp_path / "file").write_bytes(content)
@@ -266,7 +264,7 @@ def test_a_file_is_known_again_by_its_size_and_checksum(
         assert not same or file.read() == content
 
 
-def test_the_record_tells_size_and_checksum_of_each_resultant(server: Server) -> None:
+def test_the_record_has_size_and_checksum_of_each_resultant(server: Server) -> None:
     for resultant, others in (("labels", {"onehot"}), ("logits", {"onehot", "logits"})):
         job = server.ended(server.submit(params={"resultant": resultant}))
         facts = {"labels": job["segmentation"], **job["segmentation"]["files"]}
@@ -277,15 +275,17 @@ def test_the_record_tells_size_and_checksum_of_each_resultant(server: Server) ->
             assert recorded["sha256"] == hashlib.sha256(content).hexdigest()
 
 
-# --- appearing -------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------
 
 
-def test_a_file_that_was_not_written_whole_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_file_that_was_not_written_completely_does_not_replace_the_old_one(
+    tmp_path: Path,
+) -> None:
     target = tmp_path / "file"
     write_atomically(target, b"before")
 
     def fail() -> None:
-        with appearing_whole(target) as part:
+        with writing_atomically(target) as part:
             part.write_bytes(b"half")
             raise ValueError
 

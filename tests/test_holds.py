@@ -1,4 +1,4 @@
-"""Jobs that are read and removed at once: what began is finished, what is gone stays gone."""
+"""Jobs that are read and removed at once: what has begun is finished, what is gone stays gone."""
 
 import asyncio
 import gzip
@@ -22,7 +22,7 @@ from tests.refused import check
 
 
 @pytest.mark.anyio
-async def test_readers_share_a_job_and_one_that_removes_has_it_alone() -> None:
+async def test_readers_share_a_job_and_a_remover_has_it_alone() -> None:
     holds, order = Holds(), []
 
     async def read(name: str, go: asyncio.Event) -> None:
@@ -59,7 +59,7 @@ async def test_readers_share_a_job_and_one_that_removes_has_it_alone() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_cancelled_wait_leaves_the_job_to_the_others() -> None:
+async def test_a_cancelled_wait_does_not_block_the_others() -> None:
     holds = Holds()
     async with holds.reading("job"):
         waits = asyncio.create_task(holds.removing("job").__aenter__())
@@ -77,12 +77,12 @@ async def test_a_cancelled_wait_leaves_the_job_to_the_others() -> None:
 
 
 def large(megabytes: int) -> bytes:
-    """A volume whose bundle is about so large: noise hardly packs."""
+    """A volume whose bundle has about this size, since noise hardly compresses."""
     voxels = np.random.default_rng(0).integers(-1000, 1000, megabytes << 19, dtype=np.int16)
     return nifti_bytes((128, 128, megabytes * 32), gzipped=False)[:352] + voxels.tobytes()
 
 
-def test_a_download_that_began_is_whole_though_its_job_is_removed(
+def test_a_download_that_has_begun_is_complete_even_if_its_job_is_removed(
     start_server: StartServer,
 ) -> None:
     server = start_server()
@@ -100,7 +100,9 @@ def test_a_download_that_began_is_whole_though_its_job_is_removed(
     assert gzip.decompress(volume) == content
 
 
-def test_bundles_at_once_are_few_and_leave_nothing(start_server: StartServer) -> None:
+def test_few_bundles_are_made_at_once_and_none_leaves_anything_behind(
+    start_server: StartServer,
+) -> None:
     server = start_server()
     job_id = server.ended(server.submit(large(16)))["id"]
     most = 0
@@ -115,7 +117,9 @@ def test_bundles_at_once_are_few_and_leave_nothing(start_server: StartServer) ->
     assert server.uploads() == []
 
 
-def test_removed_and_purged_at_once_a_job_does_not_come_back(start_server: StartServer) -> None:
+def test_a_job_that_is_removed_and_purged_at_once_does_not_come_back(
+    start_server: StartServer,
+) -> None:
     server = start_server()
     jobs = [server.ended(server.submit())["id"] for _ in range(8)]
     calls = [(job, query) for job in jobs for query in ("", "?purge=voxels", "", "?purge=voxels")]
@@ -128,7 +132,7 @@ def test_removed_and_purged_at_once_a_job_does_not_come_back(start_server: Start
     assert start_server().http.get("/jobs").json()["jobs"] == []
 
 
-def test_a_result_that_was_damaged_since_is_an_error_and_not_a_200(
+def test_a_damaged_result_is_an_error_and_not_a_200(
     start_server: StartServer,
 ) -> None:
     server = start_server()
@@ -149,7 +153,7 @@ def test_a_result_that_was_damaged_since_is_an_error_and_not_a_200(
 
 @contextmanager
 def immovable(folder: Path) -> Iterator[None]:
-    """Make a folder a mount point, which can be neither renamed nor removed."""
+    """Make a folder a mount point, so that it can be neither renamed nor removed."""
     mount = ["mount", "--bind", str(folder), str(folder)]
     said = subprocess.run(mount, capture_output=True, text=True, check=False)
     if said.returncode != 0:
@@ -163,7 +167,7 @@ def immovable(folder: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("setting", "folder"), [("keep_volumes_hours", "input"), ("keep_records_days", ".")]
 )
-def test_a_job_that_cannot_be_tidied_keeps_no_other_from_its_turn(
+def test_a_job_that_cannot_be_tidied_does_not_keep_others_from_being_tidied(
     start_server: StartServer, setting: str, folder: str
 ) -> None:
     server = start_server()
@@ -180,7 +184,7 @@ def test_a_job_that_cannot_be_tidied_keeps_no_other_from_its_turn(
 # --- what a run starts with --------------------------------------------------------------------
 
 
-def test_a_job_does_not_run_with_other_weights_than_its_record_names(
+def test_a_job_runs_only_with_the_weights_that_its_record_names(
     start_server: StartServer,
 ) -> None:
     server = start_server("hangs.py")

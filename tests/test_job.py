@@ -43,29 +43,29 @@ def job(**fields: Any) -> Job:
 
 @pytest.mark.parametrize("before", get_args(State))
 @pytest.mark.parametrize("after", get_args(State))
-def test_a_state_is_left_only_as_the_table_says(before: State, after: State) -> None:
+def test_states_change_only_as_the_table_says(before: State, after: State) -> None:
     start = job(state=before)
     if after in TRANSITIONS[before]:
         moved = start.moved(after)
         assert (moved.state, moved.revision) == (after, 2)
     else:
-        with pytest.raises(ValueError, match="does not go from"):
+        with pytest.raises(ValueError, match="cannot go from"):
             start.moved(after)
 
 
-def test_the_ended_states_are_those_that_nothing_follows() -> None:
+def test_the_ended_states_are_those_without_a_successor() -> None:
     assert sorted(ENDED) == ["cancelled", "failed", "succeeded"]
     assert set(CHRIS_STATUS) == set(TRANSITIONS) == set(get_args(State))
 
 
-def test_each_step_notes_its_time_and_a_step_back_forgets_it() -> None:
+def test_each_step_notes_its_time_and_requeueing_clears_it() -> None:
     running = job().moved("running")
     assert running.started_at is not None
     assert running.moved("queued").started_at is None
     assert running.moved("failed").ended_at is not None
 
 
-def test_a_change_cannot_smuggle_a_state() -> None:
+def test_a_change_cannot_set_the_state() -> None:
     with pytest.raises(ValueError, match="moved"):
         job().changed(state="failed")
 
@@ -73,7 +73,7 @@ def test_a_change_cannot_smuggle_a_state() -> None:
 @pytest.mark.parametrize(
     "text", ["", "..", f"{ID}/..", f"{ID}\n", ID.upper().replace("A", "G"), "x" * 10_000, "\0"]
 )
-def test_what_is_no_job_id_is_not_looked_for(text: str) -> None:
+def test_what_cannot_be_a_job_id_is_not_looked_up(text: str) -> None:
     assert valid_job_id(ID) == ID
     with pytest.raises(JobNotFound):
         valid_job_id(text)
@@ -96,7 +96,7 @@ def test_fields_that_this_pfms_does_not_know_survive_every_change() -> None:
 CHANGED = ("revision", "state", "ended_at", "warnings")
 
 
-def test_a_record_from_before_there_were_versions_is_of_the_first() -> None:
+def test_a_record_without_a_version_has_the_first_one() -> None:
     content = json.loads(job().model_dump_json())
     del content["schema_version"]
     assert Job.model_validate(content).schema_version == 1

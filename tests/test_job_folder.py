@@ -14,7 +14,7 @@ from pfms.plugin import PLUGIN
 from tests.conftest import Server, nifti_bytes, spleen_of
 
 
-def test_the_folder_of_a_run_is_as_the_contract_says(server: Server) -> None:
+def test_the_folder_of_a_run_has_the_documented_files(server: Server) -> None:
     volume = nifti_bytes(seed=7)
     answer = server.infer(volume)
     folder = server.workspace / "jobs" / answer.headers["x-pfms-job"]
@@ -38,7 +38,7 @@ def test_the_folder_of_a_run_is_as_the_contract_says(server: Server) -> None:
     assert "novel inference" in (folder / "plugin.log").read_text()
 
 
-def test_the_record_tells_request_versions_checksums_and_times(server: Server) -> None:
+def test_the_record_has_request_versions_checksums_and_times(server: Server) -> None:
     volume = nifti_bytes(seed=8)
     answer = server.infer(volume)
     record = json.loads(
@@ -66,7 +66,7 @@ def test_the_record_tells_request_versions_checksums_and_times(server: Server) -
     assert record["error"] is None
 
 
-def test_command_sh_run_by_hand_gives_the_same_voxels_here_and_in_a_copy(
+def test_command_sh_gives_the_same_voxels_in_place_and_in_a_copy(
     server: Server, tmp_path: Path
 ) -> None:
     folder = server.workspace / "jobs" / server.infer().headers["x-pfms-job"]

@@ -2,7 +2,7 @@ from pfms.jobs.estimates import estimate_starts
 from pfms.jobs.queue import JobQueue, Slot
 
 
-def test_the_first_to_come_is_the_first_to_run() -> None:
+def test_the_first_job_to_arrive_is_the_first_to_run() -> None:
     queue = JobQueue(["cpu"], 1)
     for name in "abc":
         queue.add(name)
@@ -47,7 +47,7 @@ def test_a_job_that_is_put_back_goes_first() -> None:
     assert queue.waiting == ["a", "b"]
 
 
-def test_other_devices_hold_from_the_next_job_on() -> None:
+def test_newly_chosen_devices_are_used_from_the_next_job_on() -> None:
     queue = JobQueue(["cuda:0"], 1)
     for name in "abc":
         queue.add(name)
@@ -55,10 +55,10 @@ def test_other_devices_hold_from_the_next_job_on() -> None:
     queue.set_devices(["cpu"])
     assert queue.take() == ("b", Slot("cpu", 0))
     queue.release("a")
-    assert queue.take() is None, "cuda:0 is no slot any more"
+    assert queue.take() is None, "cuda:0 is no longer a slot"
 
 
-def test_starts_are_estimated_from_what_runs_and_what_waits() -> None:
+def test_starts_are_estimated_from_running_and_waiting_jobs() -> None:
     assert estimate_starts(1, [4.0], [10.0, 10.0]) == [4.0, 14.0]
     assert estimate_starts(2, [4.0], [10.0, 1.0, 1.0]) == [0.0, 4.0, 5.0]
     assert estimate_starts(1, [], []) == []

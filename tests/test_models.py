@@ -1,4 +1,4 @@
-"""The store on its own; how an upload gets into it is in test_admission.py."""
+"""The store by itself; test_admission.py tests how an upload gets into it."""
 
 import hashlib
 import json
@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from pfms.errors import InvalidModelID, ModelNotFound
-from pfms.models.store import ModelRecord, ModelStore, valid_model_id
+from pfms.models.record import ModelRecord, valid_model_id
+from pfms.models.store import ModelStore
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_model_id_is_a_plain_name(text: str) -> None:
         *("a\n", "\na", "a\0", "é", "a\u0661", "A" * 129, "A" * 10_000, "\0" * 10_000),
     ],
 )
-def test_what_could_leave_the_folder_is_no_model_id_and_is_not_echoed_whole(
+def test_what_could_leave_the_folder_is_not_a_model_id_and_is_not_echoed_in_full(
     text: str, store: ModelStore
 ) -> None:
     for call in (valid_model_id, store.get, store.remove):
@@ -69,7 +70,7 @@ def test_what_could_leave_the_folder_is_no_model_id_and_is_not_echoed_whole(
     assert not store.root.exists()
 
 
-def test_a_placed_model_is_listed_and_its_record_comes_back_the_same(store: ModelStore) -> None:
+def test_a_stored_model_is_listed_and_its_record_comes_back_the_same(store: ModelStore) -> None:
     assert store.names() == []
     second, first = placed(store, "b"), placed(store, "a.1")
 
@@ -111,7 +112,7 @@ def test_a_job_keeps_the_model_that_it_was_given(store: ModelStore, tmp_path: Pa
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A folder of another file system."""
+    """A folder on another file system."""
     shm = Path("/dev/shm")
     if not os.access(shm, os.W_OK) or shm.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no second file system here")
@@ -146,7 +147,7 @@ def mode_of(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_group_may_replace_a_model_but_nobody_may_write_into_its_file(
+def test_the_group_can_replace_a_model_but_nobody_can_write_to_its_file(
     store: ModelStore, tmp_path: Path
 ) -> None:
     before = os.umask(0o002)
@@ -163,7 +164,7 @@ def test_the_group_may_replace_a_model_but_nobody_may_write_into_its_file(
         assert mode_of(path) == 0o440
 
 
-def test_a_start_makes_the_files_of_an_older_store_read_only_with_the_links_of_its_jobs(
+def test_a_start_makes_an_older_stores_files_and_its_jobs_links_read_only(
     store: ModelStore, tmp_path: Path
 ) -> None:
     record = placed(store, "m")
@@ -181,7 +182,7 @@ def test_a_start_makes_the_files_of_an_older_store_read_only_with_the_links_of_i
 
 
 @pytest.mark.parametrize("by_hand", ["writable", "a link"])
-def test_of_a_file_that_can_change_a_job_gets_a_copy_that_cannot(
+def test_if_a_models_file_can_change_a_job_gets_a_copy_that_cannot(
     store: ModelStore, tmp_path: Path, by_hand: str
 ) -> None:
     placed(store, "m")
@@ -193,7 +194,7 @@ def test_of_a_file_that_can_change_a_job_gets_a_copy_that_cannot(
         store.recover()
         assert mode_of(tmp_path / "elsewhere.pth") == 0o660
     else:
-        file.chmod(0o660)  # as the file of another owner stays
+        file.chmod(0o660)  # as if it had another owner
 
     store.link_into("m", tmp_path / "job.pth")
     file.write_bytes(b"changed")
@@ -202,7 +203,7 @@ def test_of_a_file_that_can_change_a_job_gets_a_copy_that_cannot(
     assert mode_of(tmp_path / "job.pth") == 0o440
 
 
-def test_what_another_version_wrote_into_a_record_survives_and_hides_no_model(
+def test_unknown_fields_in_a_record_survive_and_hide_no_model(
     store: ModelStore,
 ) -> None:
     for name in ("more", "less", "strange"):
@@ -217,7 +218,7 @@ def test_what_another_version_wrote_into_a_record_survives_and_hides_no_model(
     assert store.names() == ["less", "more"]
     (store.root / "more").rename(store.root / "renamed")
     later = record.parent.with_name("renamed") / "model.pth"
-    os.utime(later, ns=(later.stat().st_mtime_ns + 10**10,) * 2)  # it has to be looked at again
+    os.utime(later, ns=(later.stat().st_mtime_ns + 10**10,) * 2)  # it has to be checked again
     store.recover()
 
     assert store.names() == ["less", "renamed", "strange"]
@@ -230,7 +231,7 @@ def test_what_another_version_wrote_into_a_record_survives_and_hides_no_model(
         assert not newer.keys() & store.get(name).to_dict().keys()
 
 
-def test_a_removed_model_is_gone_whole(store: ModelStore) -> None:
+def test_a_removed_model_is_gone_completely(store: ModelStore) -> None:
     placed(store, "m")
     store.remove("m")
 
@@ -247,7 +248,9 @@ def test_what_is_not_there_is_not_found(store: ModelStore, tmp_path: Path) -> No
     assert not (tmp_path / "job.pth").exists()
 
 
-def test_folders_without_weights_or_record_and_other_files_are_no_models(store: ModelStore) -> None:
+def test_folders_without_weights_or_record_and_other_files_are_not_models(
+    store: ModelStore,
+) -> None:
     placed(store, "good")
     for name in ("empty", "no-record", "no-weights", "bad-record", ".hidden"):
         (store.root / name).mkdir()
@@ -292,7 +295,7 @@ def test_a_job_never_gets_weights_with_the_record_of_others(
     assert files_of(store) == ["m", "m/model.json", "m/model.pth"]
 
 
-def test_a_start_finishes_a_replacement_that_a_crash_cut_in_two(store: ModelStore) -> None:
+def test_a_start_finishes_a_replacement_that_a_crash_interrupted(store: ModelStore) -> None:
     old = placed(store, "m", b"old")
     folder = store.root / "m"
     new = replace(old, sha256=sha256(b"new"), upload_sha256="1" * 64, uploaded_at="2030")
@@ -306,7 +309,7 @@ def test_a_start_finishes_a_replacement_that_a_crash_cut_in_two(store: ModelStor
     assert files_of(store) == ["m", "m/model.json", "m/model.pth"]
 
 
-def test_a_start_undoes_a_replacement_that_had_not_begun_to_show(store: ModelStore) -> None:
+def test_a_start_undoes_a_replacement_that_was_not_yet_visible(store: ModelStore) -> None:
     old = placed(store, "m", b"old")
     folder = store.root / "m"
     new = replace(old, sha256=sha256(b"new"))
@@ -359,7 +362,7 @@ for turn in range(10**6):
 
 
 @pytest.mark.parametrize("turns", [1, 2, 5, 9, 14])
-def test_after_a_kill_the_file_has_its_own_record_and_none_that_was_told_of_is_lost(
+def test_after_a_kill_each_file_has_its_own_record_and_no_acknowledged_model_is_lost(
     turns: int, store: ModelStore, tmp_path: Path
 ) -> None:
     with subprocess.Popen(

@@ -179,7 +179,7 @@ def test_whatever_is_sent_is_refused_and_quickly(tmp_path: Path) -> None:
 
 def test_a_file_name_sent_without_its_at_sign_is_recognised(server: Server) -> None:
     answer = server.http.post(
-        INFER, params={"modelID": "demo"}, files={"file": (None, "ct.nii.gz")}
+        INFER, params={"modelID": "demo"}, files={"file": ("upload", b"ct.nii.gz")}
     )
     problem = check(answer, 422, "not-a-nifti", server)
     assert "the name of a file" in problem["detail"]

@@ -73,7 +73,7 @@ def test_a_tilted_grid_is_oblique_and_keeps_its_spacing() -> None:
     np.testing.assert_allclose(affines.voxel_sizes(affine), 5.0)
 
 
-def test_a_sheared_grid_keeps_the_volume_of_a_voxel() -> None:
+def test_a_sheared_grid_keeps_the_volume_of_its_voxels() -> None:
     affine = small_phantom(0, shear=0.3).volume.affine
 
     np.testing.assert_allclose(abs(np.linalg.det(affine)), 125)
@@ -99,7 +99,7 @@ def test_the_spleen_is_on_the_patients_left_whatever_the_orientation(seed: int, 
         ((3.0, 3.0, 4.0), "RAS", 0.0, 0.25),
     ],
 )
-def test_the_spleen_has_one_volume_on_every_grid(
+def test_the_spleen_has_the_same_volume_on_every_grid(
     seed: int, spacing: phantoms.Triple, codes: str, tilt: float, shear: float
 ) -> None:
     reference = spleen_ml(make_phantom(seed, spacing=(2.5, 2.5, 2.5)))

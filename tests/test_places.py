@@ -15,7 +15,7 @@ INFER = "/api/v1/spleenseg/NIfTIinference?modelID=demo"
 
 
 def begin_upload(server: Server, size: int) -> Wire:
-    """Announce an upload, send its first bytes, and no more for now."""
+    """Announce an upload and send only its first bytes for now."""
     wire = Wire(server.url)
     wire.head("POST", INFER, Content_Type=FORM, Content_Length=size, Prefer="respond-async")
     wire.send(part(b"the first bytes")[:-2])
@@ -26,7 +26,7 @@ def is_receiving(server: Server) -> bool:
     return bool(server.uploads())
 
 
-def test_of_fifty_posts_at_once_a_queue_of_one_takes_exactly_two(
+def test_with_a_queue_of_one_exactly_two_of_fifty_simultaneous_posts_are_accepted(
     start_server: StartServer,
 ) -> None:
     server = start_server("hangs.py", queue_limit=1)
@@ -48,7 +48,7 @@ def test_of_fifty_posts_at_once_a_queue_of_one_takes_exactly_two(
     assert server.uploads() == []
 
 
-def test_a_place_is_kept_while_a_volume_comes_and_given_back_when_it_is_refused(
+def test_a_place_is_reserved_while_a_volume_arrives_and_freed_when_it_is_refused(
     start_server: StartServer,
 ) -> None:
     server = start_server("hangs.py", queue_limit=1)
@@ -56,7 +56,7 @@ def test_a_place_is_kept_while_a_volume_comes_and_given_back_when_it_is_refused(
     with begin_upload(server, 1000):
         eventually(lambda: is_receiving(server))
         check(server.infer(), 503, "queue-full", server)
-    eventually(lambda: not is_receiving(server))  # its client went away
+    eventually(lambda: not is_receiving(server))  # the client went away
     assert server.infer(b"not a volume").status_code == 422
     server.submit()
 
@@ -91,13 +91,13 @@ def test_room_is_promised_to_one_upload_alone(start_server: StartServer) -> None
         with begin_upload(server, half) as second:
             answer = second.answer()
             assert (answer.status, answer.json()["code"]) == (507, "disk-full")
-        server.submit()  # a small one fits beside it
+        server.submit()  # a small one still fits
     eventually(lambda: not is_receiving(server))
     with begin_upload(server, half):
         eventually(lambda: is_receiving(server))
 
 
-def test_an_upload_that_announces_nothing_ends_where_the_room_does(
+def test_an_upload_of_unknown_size_is_refused_when_the_room_runs_out(
     start_server: StartServer,
 ) -> None:
     server = start_server("ok.py")
@@ -117,7 +117,7 @@ def test_an_upload_that_announces_nothing_ends_where_the_room_does(
 
 
 @pytest.mark.parametrize("call", ["infer", "rerun"])
-def test_where_no_chosen_device_is_there_any_more_nothing_is_taken(
+def test_when_no_chosen_device_is_available_any_longer_nothing_is_accepted(
     tmp_path: Path, call: str
 ) -> None:
     gpus = tmp_path / "gpus"

@@ -19,27 +19,27 @@ def test_the_command_line_is_the_plugins() -> None:
     )
 
 
-def test_the_logits_are_asked_for_by_an_option_before_the_folders() -> None:
+def test_logits_are_requested_by_an_option_before_the_folders() -> None:
     argv = PLUGIN.argv(("python", "a b.py"), "cpu", "logits")
     assert argv[:2] == ("python", "a b.py")
     assert argv[-3:] == ("--logTransformVols", "input", "output")
 
 
-def test_the_environment_has_what_every_run_needs_and_no_more_than_it_is_told() -> None:
+def test_the_environment_has_what_every_run_needs_and_nothing_else() -> None:
     chosen = PLUGIN.environment()
     assert chosen["MPLBACKEND"] == "Agg"
     assert chosen["PYTHONUNBUFFERED"] == "1"
     assert not {"USER", "HOME", "MPLCONFIGDIR", "OMP_NUM_THREADS"} & chosen.keys()
 
 
-def test_a_user_without_a_name_and_a_home_that_cannot_be_written_are_cured() -> None:
+def test_a_missing_user_name_and_an_unwritable_home_are_made_up_for() -> None:
     chosen = PLUGIN.environment(HostFacts(has_user=False, spare_home="/spare"))
     assert chosen["USER"] == "pfms"
     assert chosen["HOME"] == "/spare"
     assert chosen["MPLCONFIGDIR"] == "/spare/matplotlib"
 
 
-def test_a_run_that_shares_the_cores_is_told_how_many_are_its_own() -> None:
+def test_a_run_that_shares_the_cores_is_told_how_many_to_use() -> None:
     chosen = PLUGIN.environment(threads=3)
     assert chosen["OMP_NUM_THREADS"] == chosen["MKL_NUM_THREADS"] == "3"
 
@@ -51,7 +51,7 @@ def test_each_adaptation_says_why_and_can_be_left_out(step: Adaptation) -> None:
     assert not step.environment.keys() & PLUGIN.environment(without=[step.name]).keys()
 
 
-def test_an_adaptation_that_is_not_there_cannot_be_left_out() -> None:
+def test_an_unknown_adaptation_cannot_be_left_out() -> None:
     with pytest.raises(ValueError, match="no such adaptation: magic"):
         PLUGIN.environment(without=["magic"])
 
@@ -71,7 +71,7 @@ def test_the_allocator_keeps_its_memory() -> None:
         ("novel inference output save:  output/inference/output.nii.gz", "saving"),
     ],
 )
-def test_the_stage_is_told_by_the_lines_of_a_real_log(last_words: str, stage: str) -> None:
+def test_the_stage_is_found_in_the_lines_of_a_real_log(last_words: str, stage: str) -> None:
     text = COMPLETE_LOG.read_text(encoding="utf-8")
     assert last_words in text
     assert PLUGIN.stage_of(text[: text.index(last_words) + len(last_words)]) == stage
@@ -79,7 +79,7 @@ def test_the_stage_is_told_by_the_lines_of_a_real_log(last_words: str, stage: st
 
 def test_logits_are_refused_for_a_volume_that_the_plugin_cannot_draw() -> None:
     with pytest.raises(UnsupportedNifti) as refusal:
-        PLUGIN.check_makes("logits", (64, 64, 20))
+        PLUGIN.check_can_make("logits", (64, 64, 20))
     assert "20 slices" in refusal.value.detail
-    PLUGIN.check_makes("logits", (64, 64, 21))
-    PLUGIN.check_makes("onehot", (64, 64, 20))
+    PLUGIN.check_can_make("logits", (64, 64, 21))
+    PLUGIN.check_can_make("onehot", (64, 64, 20))

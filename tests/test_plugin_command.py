@@ -19,7 +19,7 @@ def program(path: Path, first_line: str, mode: int = 0o755) -> Path:
     return path
 
 
-def test_the_plugin_of_our_own_environment_is_found_though_not_on_path(
+def test_the_plugin_in_our_own_environment_is_found_even_if_not_on_path(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
@@ -30,12 +30,12 @@ def test_the_plugin_of_our_own_environment_is_found_though_not_on_path(
     assert plugin_version(command) == versions()["spleenseg"]
 
 
-def test_its_path_is_as_good_as_its_name() -> None:
+def test_it_can_be_given_by_path_instead_of_name() -> None:
     path = str(Path(sys.executable).parent / "spleenseg")
     assert resolve_command(path) == resolve_command("spleenseg")
 
 
-def test_an_environment_is_our_own_by_whichever_link_one_comes(
+def test_an_environment_is_our_own_even_through_a_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = tmp_path / "venv"
@@ -82,7 +82,7 @@ def test_a_command_on_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert resolve_command("segment").argv == (str(tmp_path / "segment"),)
 
 
-def test_a_console_script_whose_package_is_not_there_stops_the_start(
+def test_a_console_script_whose_package_is_missing_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = tmp_path / "site" / "ghost-1.0.dist-info"
@@ -105,14 +105,14 @@ def test_a_console_script_whose_package_is_not_there_stops_the_start(
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
-        ("no-such-command", "'no-such-command' is not there"),
+        ("no-such-command", "'no-such-command' was found neither"),
         ("nowhere/spleenseg", "There is no plugin executable 'nowhere/spleenseg'"),
         ("nowhere.py", "There is no plugin script 'nowhere.py'"),
         ("./not-executable", "'./not-executable' cannot be executed"),
         ("./folder", "There is no plugin executable './folder'"),
     ],
 )
-def test_a_command_that_cannot_be_used_is_named_with_a_remedy(
+def test_an_unusable_command_is_named_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -124,7 +124,7 @@ def test_a_command_that_cannot_be_used_is_named_with_a_remedy(
     assert "PFMS_PLUGIN_COMMAND" in refused.value.remedy
 
 
-def test_the_versions_name_what_decides_about_voxels() -> None:
+def test_the_versions_include_everything_that_affects_voxels() -> None:
     found = versions()
     assert {"python", "pfms", "spleenseg", "torch", "monai", "numpy", "nibabel"} <= found.keys()
     assert found["cpu"]

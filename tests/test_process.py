@@ -90,7 +90,7 @@ def in_another_process(code: str, *arguments: str) -> subprocess.Popen[str]:
     ],
     ids=["not there", "not executable", "no interpreter", "no program"],
 )
-async def test_what_cannot_be_started_says_why_and_no_path(
+async def test_what_cannot_be_started_says_why_without_a_path(
     job: str, tmp_path: Path, make: Callable[[Path], object], message: str
 ) -> None:
     make(tmp_path / "plugin")
@@ -100,7 +100,7 @@ async def test_what_cannot_be_started_says_why_and_no_path(
 
 
 @pytest.mark.anyio
-async def test_a_folder_that_is_not_there_is_told_apart_from_a_command(
+async def test_a_missing_folder_is_told_apart_from_a_missing_command(
     job: str, tmp_path: Path
 ) -> None:
     end = await process.run_in_group(
@@ -116,7 +116,7 @@ async def test_a_folder_that_is_not_there_is_told_apart_from_a_command(
 
 
 @pytest.mark.anyio
-async def test_a_log_that_cannot_be_opened_is_an_error_of_ours(job: str, tmp_path: Path) -> None:
+async def test_a_log_that_cannot_be_opened_raises(job: str, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     with pytest.raises(IsADirectoryError):
         await run(job, tmp_path, "true")
@@ -124,7 +124,7 @@ async def test_a_log_that_cannot_be_opened_is_an_error_of_ours(job: str, tmp_pat
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("turns", range(25))
-async def test_a_cancel_at_any_turn_of_the_loop_leaves_no_process(
+async def test_a_cancel_at_any_iteration_of_the_loop_leaves_no_process(
     job: str, tmp_path: Path, turns: int
 ) -> None:
     task = asyncio.create_task(run(job, tmp_path, "sleep", "3600"))
@@ -136,7 +136,7 @@ async def test_a_cancel_at_any_turn_of_the_loop_leaves_no_process(
     assert marks.find_marked(marks.JOB_MARK, job) == []
 
 
-def test_a_loop_that_closes_under_a_run_leaves_no_process(job: str, tmp_path: Path) -> None:
+def test_a_loop_that_closes_during_a_run_leaves_no_process(job: str, tmp_path: Path) -> None:
     code = """
         async def main():
             running = asyncio.create_task(run(*sys.argv[1:]))
@@ -190,10 +190,10 @@ async def test_a_mark_in_our_own_group_ends_that_process_and_not_us() -> None:
     assert await child.wait() == -signal.SIGKILL
 
 
-def test_orphans_that_fall_to_us_as_the_first_process_are_reaped(job: str, tmp_path: Path) -> None:
+def test_orphans_that_are_ours_as_the_first_process_are_reaped(job: str, tmp_path: Path) -> None:
     code = """
         import ctypes, psutil
-        assert ctypes.CDLL(None).prctl(36, 1) == 0  # PR_SET_CHILD_SUBREAPER, as PID 1 is
+        assert ctypes.CDLL(None).prctl(36, 1) == 0  # PR_SET_CHILD_SUBREAPER: like PID 1
         end = asyncio.run(run(*sys.argv[1:]))
         print(end.code, [(child.pid, child.status()) for child in psutil.Process().children()])
     """

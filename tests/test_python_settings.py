@@ -53,7 +53,7 @@ def touchy(folder: Path) -> Path:
 
 @pytest.mark.usefixtures("hardened")
 @pytest.mark.parametrize("executor", ["fresh", "warm"])
-def test_a_server_in_a_hardened_environment_runs_the_plugin_and_so_does_command_sh(
+def test_in_a_hardened_environment_both_a_server_and_command_sh_run_the_plugin(
     executor: str, start_server: StartServer, tmp_path: Path
 ) -> None:
     server = start_server(touchy(tmp_path), executor=executor)
@@ -115,7 +115,7 @@ async def test_both_executors_find_the_same_modules_and_end_with_the_same_code(
     assert (fresh[0].code, warm[0].code) == (3, 3)
 
 
-def test_children_get_what_says_where_packages_are_and_nothing_that_changes_their_run(
+def test_children_get_the_settings_that_locate_packages_and_none_that_change_a_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     where = {
@@ -134,14 +134,14 @@ def test_children_get_what_says_where_packages_are_and_nothing_that_changes_thei
 
 @pytest.mark.parametrize("program", ["warm_parent.py", "weights_child.py"])
 @pytest.mark.parametrize("options", [["-P"], ["-I"], ["-W", "error"]])
-def test_our_own_programs_find_their_parts_whatever_python_is_told(
+def test_our_own_programs_find_their_modules_whatever_options_python_gets(
     program: str, options: list[str], tmp_path: Path
 ) -> None:
-    """As where the interpreter is a script that gives it options."""
+    """As if the interpreter were a script that passes options to Python."""
     (tmp_path / "empty").touch()
     script = str(ROOT / "pfms" / "programs" / program)
     arguments = [str(tmp_path / "empty"), str(tmp_path / "out")]
-    for name in ("warm_plugin", "weights_search", "weights_bytes"):
+    for name in ("warm_plugin", "weights_search", "weights_bytes", "weights_extras"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
 
     ended = subprocess.run(
@@ -155,5 +155,5 @@ def test_our_own_programs_find_their_parts_whatever_python_is_told(
 
     if program == "weights_child.py":
         assert "The file is empty." in ended.stdout
-    else:  # it has come to its arguments
+    else:  # it got as far as its arguments
         assert ended.stderr.splitlines()[-1].startswith("ValueError: invalid literal for int()")

@@ -50,7 +50,7 @@ def test_a_record_comes_back_as_it_was_written(workspace: Workspace) -> None:
 def test_pages_go_from_new_to_old_without_gap_or_repetition(workspace: Workspace) -> None:
     records = opened(workspace)
     for n, job_id in enumerate(ids(7)):
-        # two share a moment: the ID decides
+        # two have the same time: the ID decides
         moment = f"2026-11-23T15:00:0{n // 2}.000000Z"
         with_folder(workspace, records, job(id=job_id, created_at=moment))
     seen: list[str] = []
@@ -62,7 +62,7 @@ def test_pages_go_from_new_to_old_without_gap_or_repetition(workspace: Workspace
     records.close()
 
 
-def test_filters_hold_together(workspace: Workspace) -> None:
+def test_filters_can_be_combined(workspace: Workspace) -> None:
     records = opened(workspace)
     first, second, third = ids(3)
     with_folder(workspace, records, job(id=first))
@@ -89,7 +89,7 @@ def test_a_folder_that_is_ahead_of_its_row_wins_at_the_start(workspace: Workspac
     records = opened(workspace)
     one = with_folder(workspace, records, job())
     ahead = one.moved("running").moved("succeeded")
-    records.write_file(workspace.job(ID), ahead)  # and the crash came before the row
+    records.write_file(workspace.job(ID), ahead)  # and a crash came before the row was written
     records.close()
     records = opened(workspace)
     assert records.get(ID) == ahead
@@ -107,7 +107,7 @@ def test_a_row_without_a_folder_is_forgotten_at_the_start(workspace: Workspace) 
     records.close()
 
 
-def test_a_folder_without_a_readable_record_stops_nothing(workspace: Workspace) -> None:
+def test_a_folder_without_a_readable_record_does_no_harm(workspace: Workspace) -> None:
     (workspace.jobs / "notes").mkdir()
     (workspace.jobs / "notes" / "job.json").write_text("{")
     records = opened(workspace)
@@ -116,7 +116,7 @@ def test_a_folder_without_a_readable_record_stops_nothing(workspace: Workspace) 
     records.close()
 
 
-def test_events_are_told_in_order_and_again_from_any_number(workspace: Workspace) -> None:
+def test_events_come_in_order_and_can_be_replayed_from_any_number(workspace: Workspace) -> None:
     records = opened(workspace)
     running = with_folder(workspace, records, job()).moved("running")
     records.write(running)
@@ -129,7 +129,7 @@ def test_events_are_told_in_order_and_again_from_any_number(workspace: Workspace
     records.close()
 
 
-def test_event_numbers_grow_though_the_table_was_lost(workspace: Workspace) -> None:
+def test_event_numbers_grow_even_if_the_table_is_lost(workspace: Workspace) -> None:
     records = opened(workspace)
     with_folder(workspace, records, job())
     last = records.events(ID)[-1].n
@@ -152,7 +152,7 @@ def test_job_json_can_be_read_by_a_person(workspace: Workspace) -> None:
 # --- events ----------------------------------------------------------------------------------
 
 
-def test_of_progress_the_newest_of_each_stage_is_kept_and_every_state(workspace: Workspace) -> None:
+def test_every_state_and_the_newest_progress_of_each_stage_are_kept(workspace: Workspace) -> None:
     records = opened(workspace)
     running = with_folder(workspace, records, job()).moved("running")
     records.write(running)
@@ -165,14 +165,14 @@ def test_of_progress_the_newest_of_each_stage_is_kept_and_every_state(workspace:
     kept = records.events(ID)
     assert [event.kind for event in kept] == ["state"] * 2 + ["progress"] * 3
     assert kept[2:] == [told[199], told[399], told[599]]
-    assert records.events(ID, told[300].n) == kept[3:], "what came after, and nothing twice"
+    assert records.events(ID, told[300].n) == kept[3:], "what came after, without repetition"
     assert records.events(ID, told[599].n) == []
     records.write(running.moved("succeeded"))
     assert [event.data["state"] for event in records.events(ID, told[599].n)] == ["succeeded"]
     records.close()
 
 
-def test_a_change_that_no_client_sees_makes_no_event(workspace: Workspace) -> None:
+def test_a_change_that_clients_cannot_see_makes_no_event(workspace: Workspace) -> None:
     records = opened(workspace)
     ended = with_folder(workspace, records, job()).moved("cancelled")
     last = records.write(ended)
@@ -200,11 +200,11 @@ def test_nothing_is_written_for_a_job_that_was_forgotten(workspace: Workspace) -
     records.close()
 
 
-def test_no_write_makes_the_folder_of_an_ended_job_anew(workspace: Workspace) -> None:
+def test_no_write_recreates_the_folder_of_an_ended_job(workspace: Workspace) -> None:
     records = opened(workspace)
     ended = with_folder(workspace, records, job()).moved("cancelled")
     records.write(ended)
-    workspace.remove_job(ID)  # and `forget` is still to come
+    workspace.remove_job(ID)  # `forget` has not been called yet
     with pytest.raises(JobNotFound):
         records.write(ended.changed(purged_at="2026-11-24T15:00:00.000000Z"))
     assert workspace.job_ids() == []
@@ -236,7 +236,7 @@ BAD_RECORDS = {
 
 
 @pytest.mark.parametrize("record", BAD_RECORDS.values(), ids=BAD_RECORDS)
-def test_a_row_that_cannot_be_read_stays_and_breaks_no_other(
+def test_an_unreadable_row_is_kept_and_does_not_affect_others(
     workspace: Workspace, record: str | bytes
 ) -> None:
     records = opened(workspace)
@@ -261,15 +261,15 @@ def test_a_row_that_cannot_be_read_stays_and_breaks_no_other(
     records.close()
 
 
-# --- a start ---------------------------------------------------------------------------------
+# --- starting --------------------------------------------------------------------------------
 
 
-def test_an_ended_job_whose_purge_was_cut_short_is_as_its_folder_says(workspace: Workspace) -> None:
+def test_after_an_interrupted_purge_the_row_follows_the_folder(workspace: Workspace) -> None:
     records = opened(workspace)
     ended = with_folder(workspace, records, job()).moved("cancelled")
     records.write(ended)
     purged = ended.changed(purged_at="2026-11-24T15:00:00.000000Z")
-    records.write_file(workspace.job(ID), purged)  # and the crash came before the row
+    records.write_file(workspace.job(ID), purged)  # and a crash came before the row was written
     records.close()
     records = opened(workspace)
     assert records.get(ID) == purged
@@ -299,7 +299,7 @@ def test_a_start_reads_only_the_records_that_changed(
         read.clear()
 
 
-def test_of_two_jobs_with_one_key_it_stands_for_the_newer(
+def test_a_key_that_two_jobs_share_refers_to_the_newer_one(
     workspace: Workspace, caplog: pytest.LogCaptureFixture
 ) -> None:
     records = opened(workspace)
@@ -317,11 +317,11 @@ def test_of_two_jobs_with_one_key_it_stands_for_the_newer(
     found = records.by_key("k")
     assert found is not None
     assert found.id == newer
-    assert f"{newer}, {older} have one Idempotency-Key" in caplog.text
+    assert f"{newer}, {older} share one Idempotency-Key" in caplog.text
     records.close()
 
 
-def test_a_table_of_the_old_pfms_is_taken_over_with_its_events(workspace: Workspace) -> None:
+def test_an_old_table_is_migrated_with_its_events(workspace: Workspace) -> None:
     table = sqlite3.connect(workspace.root / "pfms.db")
     table.executescript(OLD_TABLE)
     ended = job(idempotency_key="k").moved("running").moved("succeeded", seconds=3.0)

@@ -1,9 +1,9 @@
-"""Jobs that are deleted, purged, tidied away and downloaded at once: what is gone stays gone.
+"""Jobs that are deleted, purged, tidied and downloaded at once: what is gone stays gone.
 
-Each round is one job that has succeeded. Clones of one real run, of different ages, are laid into a
-workspace, so that a server with time limits finds some of them due as it starts; meanwhile clients
-ask for everything else. Every download has to be whole or refused, and every job has to be whole,
-purged or gone: then, after a restart, and after the next housekeeping.
+Each round is one job that has succeeded. Clones of one real run, of different ages, are put into a
+workspace, so that a server with time limits finds some of them due when it starts; at the same time
+clients make every other kind of call. Every download has to be complete or refused, and every job
+complete, purged or gone: at once, after a restart, and after the next housekeeping.
 """
 
 import io
@@ -86,7 +86,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def clone(original: Path, jobs: Path, age: int) -> Round:
-    """Lay a job like the original into a workspace, as if it had run `age` hours ago."""
+    """Put a copy of the original job into a workspace, as if it had run `age` hours ago."""
     record = json.loads((original / "job.json").read_text())
     moment = datetime.now(UTC) - timedelta(hours=age)
     record["id"] = f"{moment:%Y-%m-%d-%H-%M-%S}-{uuid.uuid4()}"
@@ -101,7 +101,7 @@ def clone(original: Path, jobs: Path, age: int) -> Round:
 
 
 def check_download(path: str, answer: httpx.Response) -> None:
-    """It is whole, or a problem that says why there is nothing."""
+    """Check that an answer is complete, or a problem that says why there is nothing."""
     if answer.status_code != 200:
         assert answer.status_code in REFUSALS, answer.text
         assert answer.headers["content-type"] == "application/problem+json", answer.text
@@ -131,7 +131,7 @@ def check_download(path: str, answer: httpx.Response) -> None:
 
 
 def race(server: Server, rounds: list[Round], chance: random.Random) -> list[str]:
-    """Make all calls of all rounds, `AT_ONCE` at a time; what was wrong with the answers."""
+    """Make all calls of all rounds, `AT_ONCE` at a time; returns what was wrong in the answers."""
     calls = []
     for one in rounds:
         of_this = [("GET", path) for path in DOWNLOADS if chance.random() < 0.7]
@@ -164,7 +164,7 @@ def race(server: Server, rounds: list[Round], chance: random.Random) -> list[str
 
 
 def state(server: Server, one: Round) -> str:
-    """`kept`, `purged` or `removed`; everything that a job of that state has is looked at."""
+    """`kept`, `purged` or `removed`, after checking everything that such a job must have."""
     folder = server.workspace / "jobs" / one.id
     there = {  # by os.walk, since a pathlib that meets a folder on its way out warns
         str((Path(place) / name).relative_to(folder))
@@ -186,7 +186,7 @@ def state(server: Server, one: Round) -> str:
 
 
 def wrong_now(server: Server, rounds: list[Round]) -> Iterator[str]:
-    """What does not hold of the workspace at this moment."""
+    """What is wrong in the workspace at this moment."""
     listed = {job["id"] for job in server.http.get("/jobs?limit=1000").json()["jobs"]}
     folders = {folder.name for folder in server.job_folders()}
     if listed != folders:
@@ -205,9 +205,9 @@ def wrong_now(server: Server, rounds: list[Round]) -> Iterator[str]:
 
 
 def wrong_at_last(server: Server, rounds: list[Round], *, tidied: bool = False) -> list[str]:
-    """What still does not hold when the housekeeping, which tells nobody, has had its time.
+    """What is still wrong after the housekeeping, which reports to nobody, has had time to work.
 
-    With `tidied` every job that is due has to be gone by then, too.
+    With `tidied`, every job that is due has to be gone by then as well.
     """
     wrong: list[str] = []
 
@@ -226,7 +226,7 @@ def wrong_at_last(server: Server, rounds: list[Round], *, tidied: bool = False) 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_what_is_removed_while_it_is_read_and_tidied_stays_removed(
+def test_jobs_that_are_removed_while_being_read_and_tidied_stay_removed(
     start_server: StartServer, original: Path, tmp_path: Path, seed: int
 ) -> None:
     chance = random.Random(seed)

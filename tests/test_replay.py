@@ -124,7 +124,7 @@ def test_a_rerun_that_fails_is_1_with_its_cause(folder: Path) -> None:
     assert "plugin-failed: The plugin ended with exit code 3" in told
     script.write_text(text.replace("ok.py", "gone.py"))
     told = pfms("replay", folder, cwd=folder.parent, code=1).stdout
-    assert "gone.py, which is not there" in told
+    assert "gone.py, which was not found" in told
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ VOLUME = nifti_bytes()
 
 
 def processes_of(workspace: Path) -> list[int]:
-    """Plugin processes of a workspace that are alive."""
+    """The living plugin processes of a workspace."""
     return [
         marked.pid
         for marked in find_marked(WORKSPACE_MARK, Workspace(workspace).mark)
@@ -74,7 +74,7 @@ def test_a_job_whose_server_dies_too_often_fails_as_interrupted(
     assert submit(server, headers={"Idempotency-Key": "k"}) != job_id, "the key is free again"
 
 
-def test_a_stop_puts_the_running_job_back_and_its_client_is_told(
+def test_a_stop_requeues_the_running_job_and_tells_its_client(
     start_server: StartServer,
 ) -> None:
     server = start_server("hangs.py", grace_seconds=1)
@@ -87,7 +87,7 @@ def test_a_stop_puts_the_running_job_back_and_its_client_is_told(
     assert ended(start_server("ok.py"), job_id)["state"] == "succeeded"
 
 
-def test_a_drain_still_listens_takes_nothing_new_and_lets_the_running_job_end(
+def test_a_draining_server_still_listens_refuses_new_jobs_and_lets_the_running_one_end(
     start_server: StartServer,
 ) -> None:
     server = start_server("staged.py", drain_seconds=60)
@@ -125,7 +125,7 @@ def test_a_second_signal_stops_at_once(start_server: StartServer) -> None:
     assert record["state"] == "queued"
 
 
-def test_only_a_death_of_the_server_counts_as_an_attempt(start_server: StartServer) -> None:
+def test_an_attempt_counts_only_if_the_server_died(start_server: StartServer) -> None:
     server = start_server("hangs.py", max_attempts=2)
     job_id = submit(server)
     until(server, job_id, "running")
@@ -140,14 +140,14 @@ def test_only_a_death_of_the_server_counts_as_an_attempt(start_server: StartServ
 
 
 @pytest.mark.parametrize("executor", ["fresh", "warm"])
-def test_who_stops_all_processes_at_once_loses_no_job_and_waits_for_nothing(
+def test_stopping_all_processes_at_once_loses_no_job_and_waits_for_nothing(
     start_server: StartServer, executor: str
 ) -> None:
     server = start_server("hangs.py", executor=executor, drain_seconds=600, max_attempts=1)
     job_id = submit(server)
     until(server, job_id, "running")
     eventually(lambda: "hanging" in httpx.get(f"{server.url}/api/v1/jobs/{job_id}/log").text)
-    # As systemd does; the server hears of it last.
+    # As systemd does; the server gets the signal last.
     for pid in [*processes_of(server.workspace), server.process.pid]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
@@ -156,7 +156,7 @@ def test_who_stops_all_processes_at_once_loses_no_job_and_waits_for_nothing(
     assert (record["state"], record["attempts"], record["error"]) == ("queued", 0, None)
 
 
-def test_a_job_waits_while_another_program_holds_the_table(start_server: StartServer) -> None:
+def test_a_job_waits_while_another_program_locks_the_table(start_server: StartServer) -> None:
     server = start_server("staged.py")
     first, second = submit(server), submit(server)
     until(server, first, "running")
@@ -172,7 +172,7 @@ def test_a_job_waits_while_another_program_holds_the_table(start_server: StartSe
         assert ended(server, job_id)["state"] == "succeeded"
 
 
-def test_a_workspace_is_the_same_by_whichever_path_one_comes(tmp_path: Path) -> None:
+def test_a_workspace_has_the_same_mark_under_every_path(tmp_path: Path) -> None:
     for name in ("one", "other"):
         Workspace(tmp_path / name).make()
     (tmp_path / "link").symlink_to(tmp_path / "one")
@@ -191,7 +191,7 @@ def test_what_was_being_received_is_cleared_at_the_start(start_server: StartServ
     assert list(uploads.iterdir()) == []
 
 
-def test_what_is_someone_elses_in_the_workspace_is_left_alone(start_server: StartServer) -> None:
+def test_other_peoples_files_in_the_workspace_are_left_alone(start_server: StartServer) -> None:
     server = start_server()
     server.stop()
     theirs = [server.workspace / "uploads" / "2024-study" / "patients.csv"]
@@ -205,7 +205,7 @@ def test_what_is_someone_elses_in_the_workspace_is_left_alone(start_server: Star
     assert "left alone" in server.log.read_text()
 
 
-def test_a_half_written_record_goes_with_the_next_one(start_server: StartServer) -> None:
+def test_a_half_written_record_is_replaced_by_the_next_one(start_server: StartServer) -> None:
     server = start_server("hangs.py")
     job_id = submit(server)
     until(server, job_id, "running")
@@ -217,7 +217,7 @@ def test_a_half_written_record_goes_with_the_next_one(start_server: StartServer)
     assert not half.exists()
 
 
-def test_a_cancel_is_remembered_though_the_server_dies(start_server: StartServer) -> None:
+def test_a_cancel_is_remembered_even_if_the_server_dies(start_server: StartServer) -> None:
     server = start_server("ignores_term.py", grace_seconds=30)
     job_id = submit(server)
     until(server, job_id, "running")
@@ -230,7 +230,7 @@ def test_a_cancel_is_remembered_though_the_server_dies(start_server: StartServer
 
 
 def crash_and_count(start_server: StartServer, jobs: int, kills: int) -> None:
-    """Kill the server at random moments while jobs are sent; then look whether all ended once."""
+    """Kill the server at random moments while jobs are sent; then check that each ended once."""
     rng = random.Random(0)
     server = start_server("slow.py", max_attempts=1000)
     told: list[str] = []

@@ -19,7 +19,7 @@ FAULTS = {
     "not_gzip": (500, "bad-result", "input_seg.nii.gz"),
     "out_of_memory": (500, "out-of-memory", "SIGKILL"),
     "fills_disk": (507, "disk-full", "No space left"),
-    "told_to_end": (503, "interrupted", "told to end"),
+    "stopped_from_outside": (503, "interrupted", "stopped by something outside"),
 }
 
 
@@ -36,7 +36,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_told_with_its_cause_and_recorded(faulty: Server, name: str) -> None:
+def test_a_fault_is_reported_with_its_cause_and_recorded(faulty: Server, name: str) -> None:
     status, code, words = FAULTS[name]
 
     answer = faulty.infer(model=name)
@@ -66,7 +66,7 @@ def test_a_fault_is_told_with_its_cause_and_recorded(faulty: Server, name: str) 
 
 
 @pytest.mark.parametrize("name", ["exit3", "fills_disk"])
-def test_the_log_of_a_run_that_failed_is_there_to_be_read(faulty: Server, name: str) -> None:
+def test_the_log_of_a_failed_run_can_be_read(faulty: Server, name: str) -> None:
     job_id = faulty.infer(model=name).headers["x-pfms-job"]
 
     log = faulty.http.get(f"/jobs/{job_id}/log").text
@@ -95,7 +95,7 @@ def test_a_flood_on_stderr_is_logged_and_does_no_harm(faulty: Server) -> None:
     assert len(faulty.http.get(f"/jobs/{job_id}/log").content) > 16_000_000
 
 
-def test_after_any_fault_the_next_run_is_as_ever(faulty: Server) -> None:
+def test_after_any_fault_the_next_run_succeeds(faulty: Server) -> None:
     assert faulty.infer(model="exit3").status_code == 500
     assert faulty.infer().status_code == 200
     assert b"Traceback" not in faulty.log.read_bytes()

@@ -47,8 +47,8 @@ def workspace(tmp_path: Path) -> Path:
     ("settings", "words"),
     [
         ({"port": "web"}, "PFMS_PORT='web'"),
-        ({"devices": "cuda:99"}, "'cuda:99' is not there"),
-        ({"plugin_command": "no-such-command"}, "'no-such-command' is not there"),
+        ({"devices": "cuda:99"}, "'cuda:99' is not available"),
+        ({"plugin_command": "no-such-command"}, "'no-such-command' was found neither"),
         ({"plugin_command": "/no/such/plugin"}, "'/no/such/plugin'"),
         ({"plugin_command": "/no/such/plugin.py"}, "'/no/such/plugin.py'"),
         ({"host": "203.0.113.1"}, "cannot listen on 203.0.113.1"),

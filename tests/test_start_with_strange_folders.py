@@ -1,4 +1,4 @@
-"""A start whatever lies under `jobs/`: what cannot be read is left alone, all else works."""
+"""Starts with anything under `jobs/`: what cannot be read is left alone, everything else works."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def edit(record: Path, **fields: Any) -> None:
 
 
 def strange(jobs: Path) -> dict[str, str]:
-    """What may lie there; the names of those that look like jobs."""
+    """Make everything that may be there; returns the names that look like jobs."""
     good = job().model_dump_json()
     records: dict[str, bytes] = {
         "half": b"{",
@@ -71,7 +71,7 @@ def tree(folder: Path) -> list[str]:
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-def test_a_start_survives_whatever_lies_under_jobs_and_leaves_it_as_it_is(
+def test_a_start_survives_whatever_is_under_jobs_and_leaves_it_unchanged(
     start_server: StartServer,
 ) -> None:
     server = start_server()
@@ -97,7 +97,7 @@ def test_a_start_survives_whatever_lies_under_jobs_and_leaves_it_as_it_is(
 
 
 @pytest.mark.parametrize("became", ["garbage", "a folder"])
-def test_an_unended_job_whose_record_became_unreadable_is_left_alone_and_the_others_run(
+def test_an_active_job_whose_record_became_unreadable_is_left_alone_and_the_others_run(
     start_server: StartServer, became: str
 ) -> None:
     server = start_server("hangs.py")
@@ -113,11 +113,11 @@ def test_an_unended_job_whose_record_became_unreadable_is_left_alone_and_the_oth
     server = start_server("ok.py")
     assert server.ended(second)["state"] == "succeeded"
     assert server.job(first)["state"] == "running"
-    assert f"job {first} is left as it is" in server.log.read_text()
+    assert f"job {first} is left alone" in server.log.read_text()
     assert record.is_dir() or record.read_text() == "{"
 
 
-def test_unknown_fields_stop_no_start_survive_a_write_and_are_not_shown(
+def test_unknown_fields_do_not_stop_a_start_survive_a_write_and_are_not_shown(
     start_server: StartServer,
 ) -> None:
     server = start_server()
@@ -159,10 +159,10 @@ def test_two_jobs_with_one_key_are_both_there_after_a_start(start_server: StartS
     server = start_server()
     assert [one["id"] for one in server.http.get("/jobs").json()["jobs"]] == [newer, older]
     assert server.infer(headers=key).headers["x-pfms-job"] == newer
-    assert f"{newer}, {older} have one Idempotency-Key" in server.log.read_text()
+    assert f"{newer}, {older} share one Idempotency-Key" in server.log.read_text()
 
 
-def test_a_removed_folder_is_not_made_again_by_the_end_of_its_run(
+def test_a_removed_folder_is_not_recreated_when_its_run_ends(
     start_server: StartServer,
 ) -> None:
     server = start_server("hangs.py")

@@ -160,7 +160,7 @@ def test_a_kept_device_that_has_vanished_is_warned_of_and_forgotten(
 
     assert following.http.get(DEVICE).json() == {"device": "cpu", "devices": ["cpu"]}
     (warning,) = [line for line in following.log.read_text().splitlines() if "WARNING" in line]
-    assert "'cuda:99' is not there" in warning
+    assert "'cuda:99' is not available" in warning
     assert kept(following) is None
     assert following.infer().status_code == 200
 

@@ -1,4 +1,4 @@
-"""A job whose end cannot be recorded: it keeps neither a slot nor a caller waiting."""
+"""A job whose end cannot be recorded keeps neither a slot nor a caller waiting."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tests.conftest import Server, StartServer, eventually
 
 
 def spoil(server: Server, job_id: str) -> Path:
-    """Put a folder where the job's next record is written to: no write can succeed."""
+    """Put a folder where the job's next record is written, so that no write can succeed."""
     part = server.workspace / "jobs" / job_id / ".job.json.part"
     part.mkdir()
     (part / "something").touch()
@@ -24,7 +24,7 @@ def running(server: Server) -> str:
     return job_id
 
 
-def test_a_slot_is_free_though_the_end_of_its_job_cannot_be_recorded(
+def test_a_slot_is_freed_even_if_the_end_of_its_job_cannot_be_recorded(
     start_server: StartServer,
 ) -> None:
     server = start_server("holds_first.py", job_timeout_seconds=1)
@@ -38,13 +38,13 @@ def test_a_slot_is_free_though_the_end_of_its_job_cannot_be_recorded(
     assert (job["state"], job["error"]["code"]) == ("failed", "timed-out")
 
 
-def test_a_job_whose_end_cannot_be_recorded_is_taken_up_by_the_next_server(
+def test_a_job_whose_end_cannot_be_recorded_is_resumed_by_the_next_server(
     start_server: StartServer,
 ) -> None:
     server = start_server("holds_first.py", job_timeout_seconds=1)
     stuck = running(server)
     part = spoil(server, stuck)
-    server.infer(timeout=20)  # the slot is free: it is being tried again to record the end
+    server.infer(timeout=20)  # the slot is free: only the recording is being retried
     assert server.stop() == 0
     mend(part)
     server = start_server("ok.py")

@@ -1,4 +1,4 @@
-"""An upload on its way to disk: whole or not at all, in constant memory, one copy."""
+"""An upload is written to disk whole or not at all, in constant memory, as one copy."""
 
 import errno
 import hashlib
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pfms.api.multipart import receive_file
 from pfms.errors import DiskFull, InvalidParameter, MissingFile, TooLarge
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.upload import Upload, UploadWriter
 from tests.wire import BOUNDARY, form, part
 
@@ -26,7 +26,7 @@ def left_in(folder: Path) -> list[str]:
 
 
 async def received(folder: Path, pieces: list[bytes], limit: int = 10_000) -> tuple[Upload, bytes]:
-    """What becomes of a body that comes in these pieces."""
+    """Receive a body that arrives in these pieces."""
 
     async def receive() -> dict[str, Any]:
         more = len(pieces) > 1
@@ -48,7 +48,7 @@ async def received(folder: Path, pieces: list[bytes], limit: int = 10_000) -> tu
     | st.text("\r\n-the-boundary", min_size=1, max_size=300).map(str.encode),
     cuts=st.lists(st.integers(0, 600), max_size=8),
 )
-async def test_however_a_body_is_cut_the_same_file_comes_out(
+async def test_however_a_body_is_split_the_same_file_is_written(
     tmp_path: Path, content: bytes, cuts: list[int]
 ) -> None:
     if f"\r\n--{BOUNDARY}".encode() in content:
@@ -76,7 +76,7 @@ async def test_however_a_body_is_cut_the_same_file_comes_out(
         (form(part(b"x" * (1 << 21), 'form-data; name="other"'), part(b"x")), TooLarge),
     ],
 )
-async def test_what_is_refused_leaves_nothing(
+async def test_a_refused_upload_leaves_nothing(
     tmp_path: Path, body: bytes, error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -115,7 +115,7 @@ async def test_a_full_disk_is_reported_during_the_upload_and_leaves_nothing(
 
 
 def of_sqlite(statements: str) -> sqlite3.Error:
-    """What SQLite says to the last of these."""
+    """The error that SQLite raises for the last of these statements."""
     with closing(sqlite3.connect(":memory:")) as table:
         with pytest.raises(sqlite3.Error) as said:
             table.executescript(statements)
@@ -133,8 +133,8 @@ FULL = of_sqlite("PRAGMA max_page_count = 1; CREATE TABLE t (x); CREATE TABLE u 
         FULL,
     ],
 )
-def test_every_way_to_say_that_the_disk_is_full_is_understood(error: Exception) -> None:
-    with pytest.raises(DiskFull), full_disk_is_told():
+def test_every_error_for_a_full_disk_is_recognised(error: Exception) -> None:
+    with pytest.raises(DiskFull), reporting_full_disk():
         raise error
 
 
@@ -146,6 +146,6 @@ def test_every_way_to_say_that_the_disk_is_full_is_understood(error: Exception) 
         ValueError("the disk is full"),
     ],
 )
-def test_other_errors_stay_what_they_are(error: Exception) -> None:
-    with pytest.raises(type(error)), full_disk_is_told():
+def test_other_errors_pass_unchanged(error: Exception) -> None:
+    with pytest.raises(type(error)), reporting_full_disk():
         raise error

@@ -10,7 +10,7 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.types import PluginExit
 from pfms.plugin.verdict import Verdict, cause_of, final_exception, how_it_ended, one_line
 
-LOGS = Path(__file__).parent / "logs"  # of the real plugin, cut, its folders renamed
+LOGS = Path(__file__).parent / "logs"  # of the real plugin, shortened, with other folder names
 
 CUDA_OUT_OF_MEMORY = """\
 Traceback (most recent call last):
@@ -41,17 +41,17 @@ def ended(
     return PluginExit(code, signal, 12.3, ended_by, message)
 
 
-def test_a_good_end_with_a_segmentation_is_well() -> None:
+def test_exit_code_0_with_a_segmentation_is_a_success() -> None:
     assert cause_of(ended(0), log("complete"), onehot_written=True) == Verdict(None)
 
 
-def test_a_good_end_without_a_segmentation_is_a_bad_result() -> None:
+def test_exit_code_0_without_a_segmentation_is_a_bad_result() -> None:
     verdict = cause_of(ended(0), log("complete"), onehot_written=False)
     assert verdict.error == "bad-result"
     assert not verdict.ok
 
 
-def test_a_short_stack_is_well_with_a_warning() -> None:
+def test_a_short_stack_is_a_success_with_a_warning() -> None:
     verdict = PLUGIN.cause_of(ended(1), log("short_stack"), onehot_written=True)
     assert verdict.ok
     assert "fewer than 21 slices" in verdict.warning
@@ -100,7 +100,7 @@ def test_what_only_looks_like_a_short_stack_is_a_failure(
         ("complete", ended(3), "plugin-failed", "exit code 3"),
     ],
 )
-def test_the_cause_is_told_from_a_real_log(
+def test_the_cause_is_found_in_a_real_log(
     name: str, end: PluginExit, error: str, detail: str
 ) -> None:
     verdict = cause_of(end, log(name), onehot_written=False)
@@ -123,7 +123,9 @@ def test_the_cause_is_told_from_a_real_log(
         ("OSError: [Errno 122] Disk quota exceeded: 'output/inference'", "disk-full"),
     ],
 )
-def test_causes_that_could_not_be_made_here_are_told_by_their_words(text: str, error: str) -> None:
+def test_causes_that_cannot_be_produced_here_are_recognised_by_their_messages(
+    text: str, error: str
+) -> None:
     assert cause_of(ended(1), text, onehot_written=False).error == error
 
 
@@ -136,7 +138,7 @@ def test_causes_that_could_not_be_made_here_are_told_by_their_words(text: str, e
         (ended(ended_by="not-started"), "plugin-failed", "It could not be started."),
     ],
 )
-def test_an_end_that_was_not_the_plugins_own_weighs_more_than_its_log(
+def test_an_end_imposed_from_outside_counts_for_more_than_the_log(
     end: PluginExit, error: str, detail: str
 ) -> None:
     verdict = cause_of(end, CUDA_OUT_OF_MEMORY, onehot_written=True)
@@ -218,7 +220,7 @@ def test_a_long_detail_is_cut() -> None:
         ),
     ],
 )
-def test_how_a_program_ended_is_told_with_its_last_words(
+def test_how_a_program_ended_includes_its_last_message(
     code: int | None, said: str, words: str
 ) -> None:
     told = how_it_ended(code, said)

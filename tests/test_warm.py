@@ -1,4 +1,4 @@
-"""A forked run is as a fresh process would be. What all executors share: `test_executors.py`."""
+"""A forked run is like a fresh process. What all executors share is in test_executors.py."""
 
 import json
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("text", ENDS.values(), ids=ENDS)
-async def test_a_script_ends_as_in_a_fresh_process(house: House, text: str) -> None:
+async def test_a_script_ends_as_it_does_in_a_fresh_process(house: House, text: str) -> None:
     command = house.script(text)
     fresh = await house.run(FreshExecutor(), command)
     warm = await house.run(await house.warmed(command), command)
@@ -93,7 +93,7 @@ async def test_the_parent_loads_what_a_script_imports_but_nothing_of_pfms(house:
     assert (await house.run(await house.warmed(command), command))[1] == "True True\n[]\n"
 
 
-async def test_an_edited_script_is_run_as_it_is_now(house: House) -> None:
+async def test_an_edited_script_is_run_in_its_new_form(house: House) -> None:
     command = house.script("print('old')")
     executor = await house.warmed(command)
     assert (await house.run(executor, command))[1] == "old\n"

@@ -1,4 +1,4 @@
-"""The warm parent comes and goes, and its server too."""
+"""Warm parents and their servers start, die and are replaced."""
 
 import asyncio
 import logging
@@ -41,7 +41,7 @@ def entry_point(name: str) -> PluginCommand:
 def the_plugin(
     house: House, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> tuple[PluginCommand, Path]:
-    """A module of the plugin's package, which is watched, and how it is called."""
+    """A module of the plugin's package, which is watched, and the command that calls it."""
     package = house.folder / "spleenseg"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -77,7 +77,7 @@ async def test_runs_wait_while_the_plugin_is_imported_and_can_be_cancelled(
     assert executor.missing() is None
 
 
-async def test_a_run_whose_parent_dies_is_lost_leaves_nothing_and_the_next_has_another(
+async def test_a_run_whose_parent_dies_is_lost_without_a_trace_and_the_next_gets_another_parent(
     house: House,
 ) -> None:
     ignores_term = (PLUGINS / "ignores_term.py").read_text()
@@ -123,7 +123,7 @@ async def test_a_parent_that_dies_idle_is_replaced(house: House) -> None:
     assert (end.code, log) == (0, "ran\n")
 
 
-async def test_a_plugin_that_does_not_start_fails_runs_with_its_cause_until_it_is_mended(
+async def test_a_plugin_that_does_not_start_fails_runs_with_the_cause_until_it_is_repaired(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(house.folder))
@@ -139,7 +139,7 @@ async def test_a_plugin_that_does_not_start_fails_runs_with_its_cause_until_it_i
     assert (await house.run(executor, command))[1] == "mended\n"
 
 
-async def test_a_plugin_that_was_broken_for_long_is_taken_up_again(
+async def test_a_plugin_that_was_broken_for_a_long_time_is_used_again_once_repaired(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     python, script = house.folder / "python", house.folder / "plugin.py"
@@ -148,7 +148,7 @@ async def test_a_plugin_that_was_broken_for_long_is_taken_up_again(
     executor = WarmExecutor(command, {}, house.mark, pause_seconds=0)
     house.executors.append(executor)
     await executor.start()
-    await until(lambda: len(caplog.records) > 1100)  # 2**1024 would be no float any more
+    await until(lambda: len(caplog.records) > 1100)  # 2.0**1024 would overflow
     assert (executor.missing() or NOTHING).name == "plugin-broken"
 
     python.symlink_to(sys.executable)
@@ -156,7 +156,7 @@ async def test_a_plugin_that_was_broken_for_long_is_taken_up_again(
     assert (await house.run(executor, command))[1] == "mended\n"
 
 
-async def test_what_goes_wrong_within_the_executor_itself_is_tried_again(
+async def test_after_an_error_in_the_executor_itself_a_start_is_tried_again(
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     command = house.script("print('ran')")
@@ -196,7 +196,7 @@ async def test_a_run_whose_parent_dies_while_it_forks_does_not_go_on(
     assert call.log.read_text() == ""
 
 
-async def test_what_an_import_of_the_plugin_starts_does_not_end_the_parent(
+async def test_a_process_that_the_plugins_import_starts_does_not_end_the_parent(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (house.folder / "starts_another.py").write_text(
@@ -211,7 +211,7 @@ async def test_what_an_import_of_the_plugin_starts_does_not_end_the_parent(
     assert house.parents() == parents
 
 
-async def test_what_changes_during_the_import_is_imported_anew(
+async def test_what_changes_during_the_import_is_imported_again(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command, module = the_plugin(
@@ -250,7 +250,7 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("text", "words"), ENDS)
-async def test_a_plugin_that_ends_its_parent_is_told_as_broken_with_its_last_words(
+async def test_a_plugin_that_ends_its_parent_is_reported_as_broken_with_its_last_message(
     house: House,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -270,7 +270,7 @@ async def test_a_plugin_that_ends_its_parent_is_told_as_broken_with_its_last_wor
         assert capfd.readouterr().err.count("x" * 99_999) >= 3, "the server's log has all of it"
 
 
-async def test_what_the_plugin_says_at_its_import_is_in_the_servers_log(
+async def test_what_the_plugin_prints_when_imported_is_in_the_servers_log(
     house: House, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(house.folder))
@@ -297,7 +297,7 @@ async def test_what_the_plugin_says_at_its_import_is_in_the_servers_log(
         other.kill()
 
 
-async def test_a_changed_plugin_is_imported_anew_and_a_run_ends_with_the_old(
+async def test_a_changed_plugin_is_imported_again_and_a_run_in_progress_ends_with_the_old_one(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = (
@@ -370,7 +370,7 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def test_with_a_killed_server_its_parent_and_their_runs_end(
+async def test_when_a_server_is_killed_its_parent_and_their_runs_end(
     house: House, tmp_path: Path
 ) -> None:
     line = [sys.executable, "-c", SERVER_THAT_IS_KILLED, str(PLUGINS / "ignores_term.py")]
@@ -384,7 +384,7 @@ async def test_with_a_killed_server_its_parent_and_their_runs_end(
     await until(lambda: find_marked(WORKSPACE_MARK, house.mark) == [])
 
 
-def test_a_server_is_ready_once_it_is_warm_and_a_dead_parent_costs_a_job_nothing(
+def test_a_server_is_ready_once_it_is_warm_and_a_dead_parent_does_not_fail_a_job(
     start_server: StartServer, tmp_path: Path
 ) -> None:
     flag, plugin = tmp_path / "flag", tmp_path / "waits.py"
@@ -410,7 +410,7 @@ def test_a_server_is_ready_once_it_is_warm_and_a_dead_parent_costs_a_job_nothing
     assert (job["state"], job["attempts"]) == ("succeeded", 2)
 
 
-def test_a_warm_server_that_is_killed_leaves_nothing_that_the_next_does_not_end(
+def test_the_next_server_ends_everything_that_a_killed_warm_server_left(
     start_server: StartServer,
 ) -> None:
     server = start_server("hangs.py", executor="warm")
@@ -427,7 +427,7 @@ def test_a_warm_server_that_is_killed_leaves_nothing_that_the_next_does_not_end(
     assert not any(map(lives, family))
 
 
-def test_a_command_that_cannot_be_forked_is_run_fresh_and_that_is_said(
+def test_a_command_that_cannot_be_forked_is_run_fresh_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = load_settings(executor="warm", workspace=tmp_path)

@@ -1,4 +1,4 @@
-"""The child program itself, on real uploads. Those that torch must open cost seconds each."""
+"""The child program itself, on real uploads. Each one that torch opens takes seconds."""
 
 import asyncio
 import gzip
@@ -55,7 +55,7 @@ ACCEPTED = [
     ("lightning", "'_model.'"),
     ("nnunet", "'network_weights'"),
     ("averaged", "'n_averaged'"),
-    ("beside-its-average", "taken from 'state_dict'; weights that fit are also in 'ema'"),
+    ("beside-its-average", "taken from 'state_dict'; weights that fit were also in 'ema'"),
     pytest.param("model", "'model'", marks=pytest.mark.every),
     pytest.param("nested", "'net'", marks=pytest.mark.every),
     pytest.param("net", "'net.'", marks=pytest.mark.every),
@@ -79,10 +79,10 @@ ACCEPTED = [
 # name, a part of the detail
 REFUSED = [
     ("another-network", "another network: its keys are 'weight', 'bias'; the plugin's"),
-    ("strange-class", "more than weights (mine.Loss; nothing of it was run)"),
+    ("strange-class", "more than weights (mine.Loss; none of it was run)"),
     ("missing-key", "'model.0.conv.unit0.conv.bias' of the plugin's network is missing"),
     ("nan", "not finite"),
-    ("runs-code", "nothing of it was run"),
+    ("runs-code", "none of it was run"),
     ("truncated", "cut off or damaged"),
     ("damaged", "cut off or damaged"),
     ("torchscript", "TorchScript"),
@@ -112,7 +112,7 @@ REFUSED = [
 def uploads(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """All forms that the selected tests want, made by one start of torch."""
+    """All forms that the selected tests need, made with one start of torch."""
     folder = tmp_path_factory.mktemp("uploads")
     wanted = {
         str(item.callspec.params["name"])
@@ -130,13 +130,13 @@ def uploads(
 
 @pytest.fixture(scope="module")
 def plain(uploads: Path) -> tuple[Path, CheckedWeights]:
-    """What becomes of a plain state dict, asked as the server asks: the stored file, and facts."""
+    """A plain state dict, checked as the server does it: the stored file, and the facts."""
     stored = uploads / "stored-plain.pth"
     return stored, asyncio.run(check_weights((sys.executable,), uploads / "plain.pth", stored))
 
 
 @pytest.mark.real
-def test_a_plain_state_dict_is_stored_with_just_its_numbers(
+def test_a_plain_state_dict_is_stored_with_exactly_its_numbers(
     uploads: Path, plain: tuple[Path, CheckedWeights]
 ) -> None:
     stored, facts = plain
@@ -214,7 +214,7 @@ FOREIGN: list[tuple[str, Callable[[Path], bytes], str]] = [
     ("safetensors", lambda _: (60).to_bytes(8, "little") + b'{"a":{"dtype":"F32"}}', "safetensors"),
     ("ONNX", lambda _: b"\x08\x08\x12\x07pytorch\x1a\x032.0", "ONNX"),
     ("a plain pickle", lambda _: pickle.dumps({"a": 1}), "pickle"),
-    ("random bytes", lambda _: bytes(range(1, 250)), "not one that torch.save writes"),
+    ("random bytes", lambda _: bytes(range(1, 250)), "not written by torch.save"),
     ("a zip of a table", lambda at: zip_of(at, "a/table.csv"), "no weights"),
     ("a zipped bundle", lambda at: zip_of(at, "bundle/models/model.pt"), "upload the .pt or .pth"),
     ("a zip cut off", lambda at: zip_of(at, "a/data.pkl")[:-9], "cut off"),
@@ -228,7 +228,7 @@ def test_what_its_bytes_show_to_be_something_else_is_refused_without_torch(
     upload = tmp_path / "upload"
     upload.write_bytes(make(tmp_path))
 
-    # -S leaves out site-packages: whoever asked for torch would answer `no-plugin`.
+    # -S leaves out site-packages: importing torch would give `no-plugin`.
     verdict = judge_into(upload, tmp_path / "stored.pth", "-S")
 
     assert (verdict["ok"], verdict["code"]) == (False, "not-a-model")
@@ -237,7 +237,7 @@ def test_what_its_bytes_show_to_be_something_else_is_refused_without_torch(
     assert not (tmp_path / "stored.pth").exists()
 
 
-def test_a_python_without_the_plugin_is_not_the_fault_of_the_file(tmp_path: Path) -> None:
+def test_a_python_without_the_plugin_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     upload = tmp_path / "upload"
     with zipfile.ZipFile(upload, "w") as archive:
         archive.writestr("archive/data.pkl", b"x")

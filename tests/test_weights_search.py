@@ -1,15 +1,15 @@
-"""Where the network is in a checkpoint, with what passes for tensors: no torch is needed."""
+"""Finding the network in a checkpoint, with stand-ins for tensors: no torch is needed."""
 
 import time
 from typing import Any
 
 import pytest
 
-from pfms.programs.weights_search import DEEPEST, Place, find, left_out, more_layers
+from pfms.programs.weights_search import MAX_DEPTH, Candidate, extra_layers, find_weights, left_out
 
 
 class Tensor:
-    """All of a tensor that the search looks at."""
+    """Everything about a tensor that the search looks at."""
 
     def __init__(self, *shape: int) -> None:
         self.shape = shape
@@ -25,10 +25,10 @@ def weights(prefix: str = "") -> dict[Any, Any]:
     return {prefix + key: Tensor(*like.shape) for key, like in NETWORK.items()}
 
 
-def placed(content: Any) -> Place:
-    place = find(content, NETWORK).place
-    assert place is not None
-    return place
+def placed(content: Any) -> Candidate:
+    candidate = find_weights(content, NETWORK).candidate
+    assert candidate is not None
+    return candidate
 
 
 @pytest.mark.parametrize(
@@ -36,20 +36,22 @@ def placed(content: Any) -> Place:
     ["", "module.", "_model.", "net.", "model.", "module._orig_mod.model.", "ema_", "a b.ü:"],
 )
 @pytest.mark.parametrize("path", [(), ("state_dict",), ("checkpoint", "anything"), ("0", "ema")])
-def test_any_prefix_and_any_name_around_it_will_do(prefix: str, path: tuple[str, ...]) -> None:
+def test_weights_are_found_under_any_prefix_and_any_name(
+    prefix: str, path: tuple[str, ...]
+) -> None:
     content: Any = weights(prefix) | {"n_averaged": Tensor()}
     for name in reversed(path):
         content = [content, 3] if name == "0" else {"epoch": 3, name: content, 7: {0: "no name"}}
 
-    place = placed(content)
+    candidate = placed(content)
 
-    assert (place.fits, place.prefix, place.path) == (True, prefix, path)
-    assert list(place.state) == list(NETWORK)
-    assert "n_averaged" in left_out(content, place)
-    assert len(left_out(content, place)) == 1 + sum(1 if name == "0" else 2 for name in path)
+    assert (candidate.fits, candidate.prefix, candidate.path) == (True, prefix, path)
+    assert list(candidate.state) == list(NETWORK)
+    assert "n_averaged" in left_out(content, candidate)
+    assert len(left_out(content, candidate)) == 1 + sum(1 if name == "0" else 2 for name in path)
 
 
-# The first is taken, wherever it stands in the file.
+# The first one is taken, wherever it is in the file.
 IN_ORDER = [
     ({"state_dict": weights()}, {"ema": weights()}),
     ({"any": {"thing": weights()}}, {"model_ema": weights()}),
@@ -64,18 +66,18 @@ IN_ORDER = [
 
 
 @pytest.mark.parametrize(("taken", "other"), IN_ORDER)
-def test_of_several_that_fit_the_one_is_taken_that_the_order_says(
+def test_if_several_fit_the_documented_order_decides(
     taken: dict[str, Any], other: dict[str, Any]
 ) -> None:
     alone = placed(taken)
     for content in (taken | other, other | taken):
-        found = find(content, NETWORK)
-        assert found.place is not None
-        assert (found.place.path, found.place.prefix) == (alone.path, alone.prefix)
+        found = find_weights(content, NETWORK)
+        assert found.candidate is not None
+        assert (found.candidate.path, found.candidate.prefix) == (alone.path, alone.prefix)
         assert len(found.others) == 1
 
 
-def test_what_torch_puts_into_the_middle_of_keys_is_overlooked() -> None:
+def test_what_torch_inserts_into_keys_is_ignored() -> None:
     sharded = {
         f"_fsdp_wrapped_module.model.{key.removeprefix('model.')}".replace(
             "0.", "0._checkpoint_wrapped_module."
@@ -83,36 +85,42 @@ def test_what_torch_puts_into_the_middle_of_keys_is_overlooked() -> None:
         for key, value in weights().items()
     }
 
-    place = placed({"model": sharded})
+    candidate = placed({"model": sharded})
 
-    assert place.fits
-    assert left_out({"model": sharded}, place) == []
+    assert candidate.fits
+    assert left_out({"model": sharded}, candidate) == []
 
 
-def test_a_network_of_other_shapes_gives_way_to_one_that_fits() -> None:
+def test_a_network_that_fits_is_preferred_to_one_of_other_shapes() -> None:
     wider = weights() | {"model.0.bias": Tensor(4)}
 
     assert placed({"state_dict": wider, "other": weights()}).path == ("other",)
     assert not placed({"state_dict": wider}).fits
 
 
-def test_of_a_network_that_fits_nowhere_the_place_with_most_of_its_keys_is_told() -> None:
+def test_if_nothing_fits_the_candidate_with_the_most_keys_is_returned() -> None:
     partly = weights("net.")
     del partly["net.model.0.bias"]
 
-    found = find({"a": {"model.0.bias": Tensor(3)}, "b": partly, "c": {"x": Tensor()}}, NETWORK)
+    found = find_weights(
+        {"a": {"model.0.bias": Tensor(3)}, "b": partly, "c": {"x": Tensor()}}, NETWORK
+    )
 
-    assert found.place is not None
-    assert (found.place.path, found.place.prefix, found.place.fits) == (("b",), "net.", False)
+    assert found.candidate is not None
+    assert (found.candidate.path, found.candidate.prefix, found.candidate.fits) == (
+        ("b",),
+        "net.",
+        False,
+    )
     assert found.keys == list(partly)
-    assert find({"epoch": 3}, NETWORK).keys == []
+    assert find_weights({"epoch": 3}, NETWORK).keys == []
 
 
-def test_more_layers_are_told_apart_from_what_lies_beside_the_network() -> None:
+def test_extra_layers_are_told_apart_from_what_is_beside_the_network() -> None:
     state = weights("net.") | {"net.model.2.weight": Tensor(), "net.loss.weight": Tensor()}
 
-    assert more_layers(placed(state)) == ["net.model.2.weight"]
-    assert more_layers(placed(weights() | {"model.note": "no tensor"})) == []
+    assert extra_layers(placed(state)) == ["net.model.2.weight"]
+    assert extra_layers(placed(weights() | {"model.note": "no tensor"})) == []
 
 
 def deep(levels: int) -> Any:
@@ -131,16 +139,16 @@ def holds_itself() -> dict[str, Any]:
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param(deep(DEEPEST + 1), id="too deep"),
+        pytest.param(deep(MAX_DEPTH + 1), id="too deep"),
         pytest.param(holds_itself(), id="holds itself"),
         pytest.param({"k" * (1 << 18) + str(n): n for n in range(20)}, id="long keys"),
         pytest.param({f"{n}.model.0.bias": n for n in range(600_000)}, id="many keys"),
         pytest.param({n: {m: {} for m in range(1000)} for n in range(600)}, id="many dictionaries"),
     ],
 )
-def test_a_hostile_file_is_searched_in_little_time(content: Any) -> None:
+def test_a_hostile_file_is_searched_quickly(content: Any) -> None:
     begun = time.process_time()
-    place = find(content, NETWORK).place
+    candidate = find_weights(content, NETWORK).candidate
 
-    assert place is None or not place.fits
+    assert candidate is None or not candidate.fits
     assert time.process_time() - begun < 5

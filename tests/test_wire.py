@@ -67,24 +67,28 @@ def test_a_body_that_is_waited_for_with_100_continue_may_ask_for_an_upgrade(serv
 # --- what is not HTTP --------------------------------------------------------------------------
 
 POST = (
-    b"POST " + TARGET.encode() + b" HTTP/1.1\r\nHost: a\r\nContent-Type: " + FORM.encode() + b"\r\n"
+    b"POST "
+    + TARGET.encode()
+    + b" HTTP/1.1\r\nHost: [::1]\r\nContent-Type: "
+    + FORM.encode()
+    + b"\r\n"
 )
 BROKEN = {
-    "a raw byte in the query": b"GET /api/v1/jobs?modelID=\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a raw byte in the path": b"GET /api/v1/\xff HTTP/1.1\r\nHost: a\r\n\r\n",
-    "a space in the query": b"GET /api/v1/jobs?modelID=a b HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a raw byte in the query": b"GET /api/v1/jobs?state=\xc3\xa4 HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+    "a raw byte in the path": b"GET /api/v1/\xff HTTP/1.1\r\nHost: [::1]\r\n\r\n",
+    "a space in the query": b"GET /api/v1/jobs?modelID=a b HTTP/1.1\r\nHost: [::1]\r\n\r\n",
     "no method": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "an unknown method": b"FETCH / HTTP/1.1\r\n\r\n",
-    "CONNECT": b"CONNECT pfms.test:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+    "CONNECT": b"CONNECT pfms.test:80 HTTP/1.1\r\nHost: [::1]\r\n\r\n",
     "HTTP/2 by prior knowledge": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "no version": b"GET /\r\nHost: a\r\n\r\n",
+    "no version": b"GET /\r\nHost: [::1]\r\n\r\n",
     "a version there is not": b"GET / HTTP/1.9\r\n\r\n",
-    "no path in the URL": b"GET http://pfms.test HTTP/1.1\r\nHost: a\r\n\r\n",
+    "no path in the URL": b"GET http://pfms.test HTTP/1.1\r\nHost: [::1]\r\n\r\n",
     "a raw byte in a header's name": b"GET / HTTP/1.1\r\nX\xe4: y\r\n\r\n",
     "a space before the colon": b"GET / HTTP/1.1\r\nX : y\r\n\r\n",
     "a NUL in a header": b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
     "a folded header": b"GET / HTTP/1.1\r\nX: y\r\n z\r\n\r\n",
-    "LF alone": b"GET / HTTP/1.1\nHost: a\n\n",
+    "LF alone": b"GET / HTTP/1.1\nHost: [::1]\n\n",
     "many headers": b"GET / HTTP/1.1\r\n" + b"X: yyyyyyyyyyyyyyyy\r\n" * 10_000 + b"\r\n",
     "a long header": b"GET / HTTP/1.1\r\nX: " + b"y" * (4 << 20),
     "a long URL": b"GET /" + b"y" * (4 << 20),
@@ -149,7 +153,7 @@ def test_bytes_above_0x7f_in_a_header_never_cause_an_internal_error(server: Serv
         for value in (b"\xe4\xff", b"\xc3\xa4\x80; q=\xb2"):
             for target in (b"POST " + TARGET.encode(), b"GET /api/v1/jobs"):
                 with Wire(server.url) as wire:
-                    head = b" HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n"
+                    head = b" HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 0\r\n"
                     wire.send(target + head + name.encode() + b": " + value + b"\r\n\r\n")
                     answer = wire.answer()
                 assert answer.status < 500, (name, value, answer.body)
@@ -245,9 +249,8 @@ def test_a_client_that_sends_on_and_then_closes_still_reads_its_refusal(
     """Closed at once, the kernel resets the connection and the answer is lost."""
     length = 40_000_000
     with Wire(server.url) as wire:
-        head = (
-            f"POST /api/v1{INFER}?modelID=none HTTP/{version}\r\nHost: a\r\nConnection: close\r\n"
-        )
+        head = f"POST /api/v1{INFER}?modelID=none HTTP/{version}\r\nHost: [::1]\r\n"
+        head += "Connection: close\r\n"
         wire.send(f"{head}Content-Type: {FORM}\r\nContent-Length: {length}\r\n\r\n".encode())
         for _ in range(length // 1_000_000):
             wire.send(bytes(1_000_000))

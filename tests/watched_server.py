@@ -1,7 +1,7 @@
-"""`pfms` that notes each blocking call made on its event loop; for tests/test_architecture.py.
+"""Runs `pfms` and reports each blocking call on its event loop; for tests/test_architecture.py.
 
-A clock could not tell a call that blocks from a busy machine. What can block is known to Python's
-audit hooks by name, and the loop's own share of CPU time to the thread's clock.
+Wall-clock time could not tell a blocking call from a busy machine. So Python's audit hooks report
+the calls that can block, and the thread's clock measures the CPU time of the loop's callbacks.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ BLOCKS = {
     *("os.truncate", "os.system", "shutil.rmtree", "shutil.copyfile", "shutil.move"),
     *("sqlite3.connect", "socket.getaddrinfo", "socket.gethostbyname", "ctypes.dlopen"),
 }
-CPU_SECONDS = 0.25  # of one callback; far more than any has, and far less than a volume takes
+CPU_SECONDS = 0.25  # of one callback: far more than any takes, and far less than a volume would
 
 on_loop = threading.local()
 
@@ -33,7 +33,7 @@ def hook(event: str, arguments: tuple[Any, ...]) -> None:
         return
     on_loop.runs = False
     frames = traceback.extract_stack()[:-1]
-    # Python's own source is read once; a pipe is opened by its number, /dev/null for a child.
+    # Allowed: Python source, which is read once; pipes, opened by number; /dev/null, for a child.
     what = arguments[0] if arguments else None
     imports = any(frame.filename.startswith("<frozen importlib") for frame in frames)
     if not (imports or isinstance(what, int) or str(what).endswith((".py", ".pyc", os.devnull))):
@@ -58,7 +58,7 @@ def watch() -> None:
 
     sleep = time.sleep
 
-    def watched_sleep(seconds: float | SupportsIndex) -> None:  # no audit event tells of it
+    def watched_sleep(seconds: float | SupportsIndex) -> None:  # it has no audit event
         if getattr(on_loop, "runs", False):
             noted(f"time.sleep({seconds})")
         sleep(seconds)

@@ -1,6 +1,7 @@
 """HTTP by hand: what no client library would send, sent piece by piece over a real connection."""
 
 import http.client
+import io
 import json
 import socket
 import struct
@@ -36,6 +37,17 @@ class Answer:
         return json.loads(self.body)
 
 
+class _Incoming(io.BufferedReader):
+    """What comes, read by one answer after the other: none may close it or keep what follows."""
+
+    def makefile(self, mode: str) -> "_Incoming":
+        """As of a socket, for `HTTPResponse`."""
+        return self
+
+    def close(self) -> None:
+        """Stay open for the next answer."""
+
+
 class Wire:
     """A connection to a server."""
 
@@ -44,6 +56,7 @@ class Wire:
         assert place.hostname
         assert place.port
         self._socket = socket.create_connection((place.hostname, place.port), timeout=seconds)
+        self._incoming = _Incoming(self._socket.makefile("rb", buffering=0))
 
     def __enter__(self) -> Self:
         return self
@@ -69,14 +82,14 @@ class Wire:
         """The first line that comes, and the empty one after it: of a 100 Continue, say."""
         seen = b""
         while not seen.endswith(b"\r\n\r\n"):
-            more = self._socket.recv(1)
+            more = self._incoming.read(1)
             assert more, seen
             seen += more
         return seen.decode().strip()
 
     def answer(self, method: str = "POST") -> Answer:
         """The answer to what was sent; `method` is what it was sent by."""
-        response = http.client.HTTPResponse(self._socket, method=method)
+        response = http.client.HTTPResponse(self._incoming, method=method)  # type: ignore[arg-type]
         response.begin()
         with response:
             return Answer(response)
@@ -87,10 +100,7 @@ class Wire:
 
     def ends(self) -> bytes:
         """What comes until the server closes the connection."""
-        seen = b""
-        while more := self._socket.recv(65536):
-            seen += more
-        return seen
+        return self._incoming.read()
 
     @property
     def port(self) -> int:
@@ -115,4 +125,5 @@ class Wire:
         """Go away without a word, or with a reset."""
         if reset:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._incoming.raw.close()
         self._socket.close()

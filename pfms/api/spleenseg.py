@@ -16,7 +16,7 @@ from pfms.api.refusals import MODEL_IN_PATH, MODEL_IN_QUERY, QUEUE, RUN, UPLOAD,
 from pfms.api.schemas import Devices, JobView, ModelInfo, ModelList, ModelStored
 from pfms.jobs.intake import InferenceRequest
 from pfms.jobs.job import Job
-from pfms.models.store import MODEL_ID, valid_model_id
+from pfms.models.record import MODEL_ID, valid_model_id
 from pfms.plugin.types import Resultant
 from pfms.service import Service
 

@@ -1,4 +1,4 @@
-"""What an executor is: the one way in which `service` runs the plugin, whichever it is."""
+"""The interface of executors, by which everything above them runs the plugin."""
 
 from typing import NamedTuple, Protocol
 
@@ -6,10 +6,10 @@ from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 
 
 class Missing(NamedTuple):
-    """What keeps runs waiting: a name for programs, and words for people."""
+    """What keeps runs waiting: a name for programs, and a description for people."""
 
     name: str
-    words: str
+    description: str
 
 
 class Executor(Protocol):
@@ -18,29 +18,29 @@ class Executor(Protocol):
     name: str
 
     async def start(self) -> None:
-        """Get ready; may take long, may fail with `StartError`. Runs asked for meanwhile wait."""
+        """Get ready, which may take long; may raise `StartError`. Runs wait until then."""
 
     def missing(self) -> Missing | None:
-        """What keeps runs waiting now, or None when they would start at once."""
+        """What keeps runs waiting now, or None if they would start at once."""
 
     def devices(self) -> tuple[str, ...]:
-        """Every device that a run can have now, the best first. It blocks."""
+        """Every device that a run can use now, the best first. Blocking."""
 
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end.
 
-        When this returns or raises, no process of the run is left, whatever it started.
+        When this returns or raises, no process of the run is left.
 
         Args:
             run: The call.
-            on_progress: Told what the run says of itself, from the event loop.
+            on_progress: Called on the event loop with the run's progress.
 
         Returns:
-            How it ended. A plugin that fails is no exception.
+            How it ended. A plugin that fails does not raise.
 
         Raises:
             asyncio.CancelledError: The task was cancelled: TERM, `grace` seconds, KILL, then this.
         """
 
     async def close(self) -> None:
-        """End what `start` started."""
+        """End whatever `start` started."""

@@ -1,4 +1,4 @@
-"""Which executor a server uses."""
+"""Chooses a server's executor."""
 
 import logging
 import sys
@@ -15,10 +15,10 @@ log = logging.getLogger(__name__)
 
 
 def make_executor(settings: Settings, command: PluginCommand) -> Executor:
-    """The executor that the settings name, or `fresh` where the plugin cannot be kept warm.
+    """The executor that the settings name, or `fresh` if the plugin cannot be kept warm.
 
     Raises:
-        StartError: The workspace, whose mark its processes carry, cannot be made.
+        StartError: The workspace, whose mark the executor's processes carry, cannot be made.
     """
     workspace = Workspace(settings.workspace)
     workspace.make()
@@ -37,7 +37,7 @@ def make_executor(settings: Settings, command: PluginCommand) -> Executor:
 
 def _why_not_warm(command: PluginCommand) -> str:
     if command.kind == "foreign":
-        return f"'{command.argv[0]}' is no console script of this Python"
+        return f"'{command.argv[0]}' is not a console script of this Python"
     if sys.platform != "linux":
-        return "only on Linux can the plugin be kept ready and forked"
+        return "the plugin can be kept ready and forked only on Linux"
     return ""

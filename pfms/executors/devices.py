@@ -1,4 +1,4 @@
-"""Which devices a run can have, found without importing torch or starting CUDA."""
+"""The devices that a run can use, found without importing torch or starting CUDA."""
 
 import importlib.util
 import logging
@@ -18,7 +18,8 @@ CPU = "cpu"
 def torch_cuda_version() -> str | None:
     """The CUDA version that the installed torch was built for, or None for a CPU build.
 
-    NVML also sees GPUs that a CPU build of torch cannot use; `torch/version.py` says which it is.
+    NVML also sees GPUs that a CPU build of torch cannot use; `torch/version.py` tells the builds
+    apart.
     """
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
@@ -29,7 +30,7 @@ def torch_cuda_version() -> str | None:
 
 
 def driver_gpus() -> tuple[int, int]:
-    """How many GPUs the NVIDIA driver has and the CUDA major version it supports, else (0, 0)."""
+    """The number of GPUs and the CUDA major version that the driver supports, else (0, 0)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pynvml
@@ -48,11 +49,11 @@ def driver_gpus() -> tuple[int, int]:
 
 
 def visible(gpus: int, setting: str | None) -> int:
-    """How many of `gpus` CUDA shows a process whose CUDA_VISIBLE_DEVICES is `setting`."""
+    """How many of `gpus` GPUs a process sees if its CUDA_VISIBLE_DEVICES is `setting`."""
     if setting is None:
         return gpus
     names = [name.strip() for name in setting.split(",")]
-    # CUDA stops at the first name that is no GPU: -1, say.
+    # CUDA stops at the first name that is not a GPU, such as -1.
     good = 0
     for name in names:
         if not name or name.startswith("-") or (name.isdigit() and int(name) >= gpus):
@@ -62,7 +63,7 @@ def visible(gpus: int, setting: str | None) -> int:
 
 
 def available() -> tuple[str, ...]:
-    """Every device that a run can have, the best first; the CPU is always the last."""
+    """Every device that a run can use, the best first; the CPU is always last."""
     built_for = torch_cuda_version()
     gpus, driver = driver_gpus()
     if gpus and built_for and int(built_for.split(".")[0]) > driver:
@@ -78,11 +79,11 @@ def choose(setting: str, there: Sequence[str]) -> tuple[str, ...]:
     """The devices that PFMS_DEVICES, or a call, asks for.
 
     Args:
-        setting: `auto` (every GPU, else the CPU) or names with commas between; `cuda` is `cuda:0`.
+        setting: `auto` (every GPU, else the CPU) or names separated by commas; `cuda` is `cuda:0`.
         there: What `available` found.
 
     Raises:
-        StartError: One of them is not there.
+        StartError: One of them is not available.
     """
     if setting.strip() == "auto":
         return tuple(name for name in there if name != CPU) or (CPU,)
@@ -91,7 +92,7 @@ def choose(setting: str, there: Sequence[str]) -> tuple[str, ...]:
         name = "cuda:0" if raw.strip() == "cuda" else raw.strip()
         if name not in there:
             raise StartError(
-                f"The device {name[:40]!r} is not there: there is {', '.join(there)}.",
+                f"The device {name[:40]!r} is not available, only {', '.join(there)}.",
                 "Set PFMS_DEVICES to one of these, or to auto.",
             )
         if name not in chosen:

@@ -1,4 +1,4 @@
-"""What a run sets on top of the server's environment, by the settings and the machine."""
+"""What a run sets on top of the server's environment: it depends on settings and machine."""
 
 import os
 
@@ -18,7 +18,7 @@ def run_environment(settings: Settings, workspace: Workspace, device: str) -> di
 
 
 def _share_of_cores(device: str, jobs_per_device: int) -> int | None:
-    """Threads for a run that shares the CPU with others; None where it may have them all."""
+    """Threads for a run that shares the CPU with others; None if it may use all cores."""
     if device != "cpu" or jobs_per_device == 1:
         return None
     return max(1, len(os.sched_getaffinity(0)) // jobs_per_device)

@@ -1,20 +1,20 @@
-"""A fresh process a job: the command line as a person would type it."""
+"""A fresh process for each job: the command line as a person would type it."""
 
 from pfms.executors.base import Missing
 from pfms.executors.devices import available
-from pfms.executors.stages import stages_told
+from pfms.executors.stages import reporting_stages
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK
 from pfms.processes.run import run_in_group
 
 
 class FreshExecutor:
-    """Starts the plugin for each run anew.
+    """Starts the plugin anew for each run.
 
     Args:
-        workspace_mark: Put into the environment of each process, by which a later server of the
-            same workspace finds those that outlived this one (`marks.WORKSPACE_MARK`).
-        poll_seconds: Between two looks at the log for the progress.
+        workspace_mark: Set in the environment of each process (`marks.WORKSPACE_MARK`), so that a
+            later server of the same workspace finds those that outlived this one.
+        poll_seconds: How often to check the log for progress.
     """
 
     name = "fresh"
@@ -24,10 +24,10 @@ class FreshExecutor:
         self._poll_seconds = poll_seconds
 
     async def start(self) -> None:
-        """Nothing to get ready."""
+        """Do nothing: there is nothing to get ready."""
 
     def missing(self) -> Missing | None:
-        """Nothing ever is."""
+        """None: runs start at once."""
         return None
 
     def devices(self) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ class FreshExecutor:
 
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end, as `Executor` says."""
-        async with stages_told(run.log, on_progress, self._poll_seconds):
+        async with reporting_stages(run.log, on_progress, self._poll_seconds):
             return await run_in_group(
                 run.argv,
                 job=run.job,
@@ -48,4 +48,4 @@ class FreshExecutor:
             )
 
     async def close(self) -> None:
-        """Nothing was started."""
+        """Do nothing: nothing was started."""

@@ -1,4 +1,4 @@
-"""What a long-lived child says goes on to our own stderr; the last of it is kept."""
+"""Passes the output of a long-lived child on to our own stderr, and keeps the end of it."""
 
 import asyncio
 import contextlib
@@ -9,47 +9,47 @@ _STDERR = 2
 
 
 class Relay:
-    """A pipe to give to a child as its stdout and stderr. Made on the event loop that reads it.
+    """A pipe for a child's stdout and stderr. Create it on the event loop that is to read it.
 
     Attributes:
-        theirs: The end to write to; `started` closes it here.
+        child_end: The descriptor that the child writes to.
     """
 
     def __init__(self) -> None:
-        self._ours, self.theirs = os.pipe()
-        os.set_blocking(self._ours, False)
+        self._our_end, self.child_end = os.pipe()
+        os.set_blocking(self._our_end, False)
         self._tail = b""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._ours, self._pass_on)
+        self._loop.add_reader(self._our_end, self._pass_on)
 
-    def started(self) -> None:
-        """The child has its end, or never will."""
-        os.close(self.theirs)
+    def close_child_end(self) -> None:
+        """Close the child's end in this process, once the child has it or could not be started."""
+        os.close(self.child_end)
 
     def close(self) -> str:
-        """Stop, after passing on what is there now; the last that was said."""
-        while self._ours >= 0 and self._pass_on():
+        """Pass on what is there now, then stop; returns the end of the output."""
+        while self._our_end >= 0 and self._pass_on():
             pass
-        self._hang_up()
+        self._close()
         return self._tail.decode(errors="replace")
 
     def _pass_on(self) -> bool:
-        """Read once; whether there may be more."""
+        """Read once; returns whether there may be more."""
         try:
-            data = os.read(self._ours, 65536)
+            data = os.read(self._our_end, 65536)
         except BlockingIOError:
             return False
         if not data:
-            self._hang_up()
+            self._close()
             return False
         self._tail = (self._tail + data)[-_TAIL_BYTES:]
-        with contextlib.suppress(OSError):  # we have no stderr any more: as with our own log
+        with contextlib.suppress(OSError):  # our stderr is closed: our own log is lost as well
             while data:
                 data = data[os.write(_STDERR, data) :]
         return True
 
-    def _hang_up(self) -> None:
-        if self._ours >= 0:
-            self._loop.remove_reader(self._ours)
-            os.close(self._ours)
-            self._ours = -1
+    def _close(self) -> None:
+        if self._our_end >= 0:
+            self._loop.remove_reader(self._our_end)
+            os.close(self._our_end)
+            self._our_end = -1

@@ -1,4 +1,4 @@
-"""What is told of a run while it lasts: its stages, each once and in order, and windows done."""
+"""Reports a run's progress: its stages, each once and in order, and the windows done."""
 
 import asyncio
 import os
@@ -9,24 +9,24 @@ from pathlib import Path
 from pfms.plugin import PLUGIN
 from pfms.plugin.types import STAGES, OnProgress, Progress
 
-_CHUNK = 256 << 10  # bytes of the log looked at in one go
-_OVERLAP = 64  # characters kept, since a line that tells the stage may be cut in two
+_CHUNK = 256 << 10  # bytes of the log read at a time
+_OVERLAP = 64  # characters kept, because a line that shows the stage may be split
 
 _ORDER: tuple[str, ...] = STAGES
 
 
 @asynccontextmanager
-async def stages_told(
+async def reporting_stages(
     log: Path, on_progress: OnProgress | None, poll_seconds: float
 ) -> AsyncIterator[OnProgress | None]:
-    """While a run lasts, tell its stages by what its log grows by.
+    """During a run, follow its log and report the stages that it shows.
 
-    Gives what else may be told of the run goes through, so that nothing is told twice.
+    Yields a callable for progress from other sources, so that nothing is reported twice.
 
     Args:
-        log: Which may not be there yet.
-        on_progress: Told it; None where nobody wants to know.
-        poll_seconds: Between two looks.
+        log: The plugin's log, which may not exist yet.
+        on_progress: Called with the progress; None to report nothing.
+        poll_seconds: How often to check the log.
     """
     if on_progress is None:
         yield None
@@ -35,35 +35,35 @@ async def stages_told(
     offset = await asyncio.to_thread(_size_of, log)
     follower = asyncio.create_task(stages.follow(log, offset, poll_seconds))
     try:
-        yield stages.tell
+        yield stages.report
     finally:
         follower.cancel()
 
 
 class _Stages:
-    """Passes on what is news."""
+    """Passes on progress that is new."""
 
     def __init__(self, on_progress: OnProgress) -> None:
         self._on_progress = on_progress
         self._reached = -1
 
-    def tell(self, progress: Progress) -> None:
-        """Pass it on, unless it is of an earlier stage, or nothing new about this one."""
+    def report(self, progress: Progress) -> None:
+        """Pass progress on, unless its stage is over or it says nothing new about this stage."""
         stage = _ORDER.index(progress.stage)
         if stage > self._reached or (stage == self._reached and progress.done is not None):
             self._reached = stage
             self._on_progress(progress)
 
     async def follow(self, log: Path, offset: int, poll_seconds: float) -> None:
-        """Tell the stages until the last; `offset` bytes of the log are of an earlier run."""
-        self.tell(Progress(_ORDER[0]))
+        """Report the stages until the last; the first `offset` bytes are from an earlier run."""
+        self.report(Progress(_ORDER[0]))
         seen = ""
         while self._reached < len(_ORDER) - 1:
             text, offset = await asyncio.to_thread(_read_on, log, offset)
             if not text:
                 await asyncio.sleep(poll_seconds)
                 continue
-            self.tell(Progress(PLUGIN.stage_of(seen + text)))
+            self.report(Progress(PLUGIN.stage_of(seen + text)))
             seen = (seen + text)[-_OVERLAP:]
 
 
@@ -75,7 +75,7 @@ def _size_of(path: Path) -> int:
 
 
 def _read_on(path: Path, offset: int) -> tuple[str, int]:
-    """What follows `offset` in the file, at most a chunk, and where to read on."""
+    """Read a chunk of the file from `offset`; returns the text and the next offset."""
     try:
         with path.open("rb") as file:
             file.seek(offset, os.SEEK_SET)

@@ -1,7 +1,7 @@
-"""A forked process a job: its parent has imported the plugin already, once.
+"""A forked process for each job: its parent has already imported the plugin.
 
-What the run does is the plugin's own work, in a process group of its own, with the same arguments,
-environment and voxels as with `fresh`.
+Each run is in its own process group, with the same arguments, environment and voxels as with
+`fresh`.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from pfms.executors.base import Missing
 from pfms.executors.devices import available
-from pfms.executors.stages import stages_told
+from pfms.executors.stages import reporting_stages
 from pfms.executors.warm_link import ParentFailed, WarmParent
 from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import adaptations
@@ -23,15 +23,15 @@ from pfms.processes.run import run_child
 
 log = logging.getLogger(__name__)
 
-_START_SECONDS = 180.0  # for importing the plugin; ordinarily 5 to 10, more from a cold disk
-_PATIENCE = 3  # failed starts in a row, after which runs no longer wait
-_LONGEST_PAUSE = 60.0  # seconds between failed starts
-_END_GRACE = 2.0  # for the children of a parent whose server has died
+_START_SECONDS = 180.0  # for importing the plugin; it usually takes 5 to 10, more from a cold disk
+_MAX_FAILED_STARTS = 3  # in a row, after which runs no longer wait
+_MAX_PAUSE_SECONDS = 60.0  # seconds between failed starts
+_END_GRACE_SECONDS = 2.0  # for the children of a parent whose server has died
 
 _WARMING = Missing("warming", "the plugin is being started; jobs are accepted and wait")
 
-# A question about CUDA at an import would otherwise start it, and no fork could use it then.
-_OF_THE_PARENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+# Otherwise an import that asks about CUDA would start it, and no fork could use it then.
+_PARENT_ENVIRONMENT = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
 
 class WarmExecutor:
@@ -39,12 +39,12 @@ class WarmExecutor:
 
     Args:
         command: How the plugin is called; not `foreign`.
-        environment: Of most runs (`Plugin.environment`): the parent begins with it, since some
-            of it is read only once. What a run has otherwise is set in its child.
+        environment: The usual environment of runs (`Plugin.environment`). The parent starts with
+            it, because some of it is read only once; a run's differences are set in its child.
         workspace_mark: As for `FreshExecutor`.
         without: Names of adaptations to leave out.
-        pause_seconds: After the first start that failed; doubled with each.
-        poll_seconds: Between two looks at the log for the progress.
+        pause_seconds: The pause after a failed start; doubled after each further failure.
+        poll_seconds: How often to check the log for progress.
     """
 
     name = "warm"
@@ -63,35 +63,35 @@ class WarmExecutor:
             raise ValueError("a foreign command cannot be forked")
         self._command = command
         self._marks = {WORKSPACE_MARK: workspace_mark} if workspace_mark else {}
-        self._environment = {**environment, **_OF_THE_PARENT, **self._marks}
+        self._environment = {**environment, **_PARENT_ENVIRONMENT, **self._marks}
         script = command.argv[-1] if command.kind == "script" else None
         self._order = {
             "entry_point": command.entry_point,
             "script": script,
             "package": PLUGIN.name,
-            "grace": _END_GRACE,
+            "grace": _END_GRACE_SECONDS,
             "adaptations": [step.name for step in adaptations(without)],
         }
         self._pause_seconds = pause_seconds
         self._poll_seconds = poll_seconds
         self._parent: WarmParent | None = None
-        self._why_not = ""  # why there is no parent, when starting it failed too often
-        self._changed = asyncio.Event()  # set when either of these two is
+        self._failure = ""  # why there is no parent, after too many failed starts
+        self._decided = asyncio.Event()  # set when there is a parent or a failure
         self._keeper: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to keep a parent; back when there is one, or when it cannot be had."""
-        self._keeper = asyncio.create_task(self._keep())
-        await self._changed.wait()
+        """Begin to keep a parent; returns when there is one, or when too many starts failed."""
+        self._keeper = asyncio.create_task(self._keep_parent())
+        await self._decided.wait()
 
     def missing(self) -> Missing | None:
-        """`warming` until the parent is there, `plugin-broken` when it does not start."""
+        """`warming` until the parent is ready, `plugin-broken` if it does not start."""
         if self._parent is not None:
             return None
-        if not self._why_not:
+        if not self._failure:
             return _WARMING
-        return Missing("plugin-broken", f"{one_line(self._why_not)} `pfms doctor` looks closer.")
+        return Missing("plugin-broken", f"{one_line(self._failure)} Run `pfms doctor` for details.")
 
     def devices(self) -> tuple[str, ...]:
         """The devices of this machine."""
@@ -103,9 +103,9 @@ class WarmExecutor:
         parent = await self._ready_parent()
         if parent is None:
             waited = time.monotonic() - begun
-            return PluginExit(None, None, waited, "not-started", self._why_not)
+            return PluginExit(None, None, waited, "not-started", self._failure)
         argv = list(run.argv[1:] if self._command.kind == "script" else run.argv)
-        async with stages_told(run.log, on_progress, self._poll_seconds) as tell:
+        async with reporting_stages(run.log, on_progress, self._poll_seconds) as tell:
             return await run_child(
                 parent.fork(run, argv, {**run.environment, **self._marks}, tell),
                 job=run.job,
@@ -116,7 +116,7 @@ class WarmExecutor:
             )
 
     async def close(self) -> None:
-        """End the parent, and with it whatever still runs."""
+        """End the parent, and any runs with it."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
@@ -128,48 +128,48 @@ class WarmExecutor:
         if self._retiring:
             await asyncio.wait(self._retiring)
 
-    async def _keep(self) -> None:
-        """Start a parent, and another whenever it is gone or to be replaced."""
+    async def _keep_parent(self) -> None:
+        """Start a parent, and another one whenever it is gone or retired."""
         failures = 0
         while True:
             try:
                 parent = await WarmParent.start(
                     self._command.interpreter, self._environment, self._order, _START_SECONDS
                 )
-            except Exception as error:  # whatever it is, the keeper goes on
+            except Exception as error:  # whatever the error, keep trying
                 failures += 1
                 known = isinstance(error, ParentFailed)
                 log.error("the plugin does not start: %s", error, exc_info=not known)
-                if failures >= _PATIENCE:
-                    self._why_not = f"The plugin does not start: {error}"
-                    self._changed.set()
+                if failures >= _MAX_FAILED_STARTS:
+                    self._failure = f"The plugin does not start: {error}"
+                    self._decided.set()
             else:
-                failures, self._why_not = 0, ""
+                failures, self._failure = 0, ""
                 self._parent = parent
-                self._changed.set()
-                await asyncio.wait({parent.over})
+                self._decided.set()
+                await asyncio.wait({parent.retired})
                 self._parent = None
-                self._changed.clear()
-                if not parent.gone.done():  # it is retired: its runs go on, ours wait
+                self._decided.clear()
+                if not parent.gone.done():  # it is retired: its runs go on, new ones wait
                     continue
-                log.error("the process that held the plugin ready has died; another is started")
+                log.error("the process that held the plugin ready has died; starting another")
             pause = self._pause_seconds * 2 ** min(failures, 10)
-            await asyncio.sleep(min(pause, _LONGEST_PAUSE))
+            await asyncio.sleep(min(pause, _MAX_PAUSE_SECONDS))
 
     async def _ready_parent(self) -> WarmParent | None:
-        """One that fits the plugin as it is installed now; None where it cannot be had."""
+        """A parent that matches the plugin as it is installed now; None if it does not start."""
         while True:
-            await self._changed.wait()
+            await self._decided.wait()
             parent = self._parent
             if parent is None:
                 return None
-            why = await asyncio.to_thread(parent.outlived)
-            if not why and not parent.over.done():
+            why = await asyncio.to_thread(parent.why_replace)
+            if not why and not parent.retired.done():
                 return parent
-            if not parent.over.done():
-                log.info("%s: the plugin is imported anew", why)
+            if not parent.retired.done():
+                log.info("%s: importing the plugin again", why)
                 task = asyncio.create_task(parent.retire())
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
-            if parent is self._parent:  # the keeper has not seen it yet
-                self._changed.clear()
+            if parent is self._parent:  # the keeper has not noticed yet
+                self._decided.clear()

@@ -1,4 +1,4 @@
-"""The server's side of a warm parent: start it, have it fork a run, hear how that ends."""
+"""The server's side of a warm parent: start it, have it fork a run, learn how the run ends."""
 
 import asyncio
 import contextlib
@@ -27,33 +27,33 @@ log = logging.getLogger(__name__)
 
 _BLANK_MARK = "-" * 128  # room for a job's ID
 _PACKET = 1 << 20  # bytes; more than a socket takes
-_FORK_SECONDS = 20.0  # until a forked child has said so; ordinarily milliseconds
-_GOODBYE_SECONDS = 5.0  # in which a parent without children ends
-_GROWTH = 1.5  # times its memory at the start, at which a parent is replaced
+_FORK_SECONDS = 20.0  # until a forked child reports; this usually takes milliseconds
+_GOODBYE_SECONDS = 5.0  # for a parent to end by itself
+_GROWTH = 1.5  # a parent is replaced when its memory has grown by this factor
 _LOST = "the process that held the plugin ready is gone"
 
 
 class ParentFailed(Exception):
-    """It did not come up; says why, in one line."""
+    """The parent did not come up; the message says why, in one line."""
 
 
 class ForkedChild:
     """A run's process, as `kill.Child`."""
 
-    def __init__(self, tell: Callable[[Progress], None] | None) -> None:
+    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         self.returncode: int | None = None
         self.started: asyncio.Future[OSError | None] = loop.create_future()
-        self.tell = tell
+        self.on_progress = on_progress
         self._ended: asyncio.Future[int] = loop.create_future()
 
     async def wait(self) -> int:
-        """Its return code, when it has ended; raises `ChildLost` with its parent."""
+        """Wait until it has ended, for its return code; raises `ChildLost` if its parent dies."""
         return await asyncio.shield(self._ended)
 
-    def end(self, pid: int, returncode: int) -> None:
-        """It has ended; only what is told first counts."""
+    def set_ended(self, pid: int, returncode: int) -> None:
+        """Note that it has ended; only the first report counts."""
         if self._ended.done():
             return
         self.pid = pid
@@ -62,12 +62,12 @@ class ForkedChild:
         if not self.started.done():
             self.started.set_result(None)
 
-    def lose(self) -> None:
-        """Its parent is gone: nobody will ever know its code."""
+    def set_lost(self) -> None:
+        """Note that its parent is gone, so that its return code will never be known."""
         for future in (self.started, self._ended):
             if not future.done():
                 future.set_exception(ChildLost(_LOST))
-                future.exception()  # it is no fault if nobody waits
+                future.exception()  # marks it as retrieved: perhaps nobody is waiting
 
 
 class WarmParent:
@@ -78,7 +78,7 @@ class WarmParent:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.gone = asyncio.ensure_future(process.wait())
-        self.over: asyncio.Future[None] = loop.create_future()  # gone, or told to retire
+        self.retired: asyncio.Future[None] = loop.create_future()  # gone, or told to retire
         self._process = process
         self._sock = sock
         self._relay = relay
@@ -90,7 +90,7 @@ class WarmParent:
         self._ready: asyncio.Future[dict[str, Any]] = loop.create_future()
         self._watched: dict[str, int | None] = {}
         self._memory = 0
-        self.gone.add_done_callback(lambda _: self._on_gone())
+        self.gone.add_done_callback(lambda _: self._on_exit())
         loop.add_reader(sock, self._on_readable)
 
     @classmethod
@@ -101,13 +101,13 @@ class WarmParent:
         order: Mapping[str, Any],
         seconds: float,
     ) -> Self:
-        """Start one and wait until it has imported the plugin.
+        """Start a parent and wait until it has imported the plugin.
 
         Args:
             interpreter: The Python that has the plugin.
-            environment: What is set on top of `child_environment`.
-            order: Its first message: see `warm_parent.py`.
-            seconds: The deadline.
+            environment: What to set on top of `child_environment`.
+            order: The first message to it: see `warm_parent.py`.
+            seconds: The time limit.
 
         Raises:
             ParentFailed: It did not come up, or not in time.
@@ -117,7 +117,7 @@ class WarmParent:
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError:
-            relay.started()
+            relay.close_child_end()
             relay.close()
             raise
         ours.setblocking(False)
@@ -130,8 +130,8 @@ class WarmParent:
                 env=whole,
                 pass_fds=[theirs.fileno()],
                 stdin=DEVNULL,
-                stdout=relay.theirs,  # what the plugin's packages say when they are imported
-                stderr=relay.theirs,
+                stdout=relay.child_end,  # what the plugin's packages print when imported
+                stderr=relay.child_end,
                 start_new_session=True,
             )
         except BaseException as error:
@@ -142,17 +142,17 @@ class WarmParent:
             raise
         finally:
             theirs.close()
-            relay.started()
+            relay.close_child_end()
         parent = cls(process, ours, relay, whole)
         try:
-            await parent._greet(order, seconds, begun)
+            await parent._handshake(order, seconds, begun)
         except BaseException:
             await parent.close(0)
             raise
         log.info("the plugin is warm: %.1f s, %d MB", time.time() - begun, parent._memory >> 20)
         return parent
 
-    async def _greet(self, order: Mapping[str, Any], seconds: float, begun: float) -> None:
+    async def _handshake(self, order: Mapping[str, Any], seconds: float, begun: float) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionError):
             self._sock.send(json.dumps(order).encode())
         try:
@@ -162,8 +162,9 @@ class WarmParent:
             raise ParentFailed(f"the plugin was not imported in {seconds:.0f} seconds") from None
         if "failed" in answer:
             raise ParentFailed(answer["failed"])
-        times = await asyncio.to_thread(_times_of, answer["watch"])
-        # What changed during the import may have been imported as it was before: not its time then.
+        times = await asyncio.to_thread(_mtimes, answer["watch"])
+        # What changed during the import may have been imported in its old form: forget its time, so
+        # that it counts as changed.
         late = range(int(begun * 1e9), time.time_ns())
         self._watched = {path: None if at in late else at for path, at in times.items()}
         self._memory = await asyncio.to_thread(self._memory_now)
@@ -175,15 +176,15 @@ class WarmParent:
         run: PluginRun,
         argv: list[str],
         environment: Mapping[str, str],
-        tell: Callable[[Progress], None] | None,
+        on_progress: Callable[[Progress], None] | None,
     ) -> Child | OSError:
-        """Begin a run; its process, or why there is none.
+        """Begin a run; returns its process, or the error that prevented it.
 
         Args:
             run: The run.
             argv: Its `sys.argv`.
-            environment: What is set on top of `child_environment`.
-            tell: Told the progress that it reports from inside.
+            environment: What to set on top of `child_environment`.
+            on_progress: Called with the progress that the run itself reports.
 
         Raises:
             ChildLost: The parent is gone.
@@ -194,10 +195,12 @@ class WarmParent:
             "job": run.job,
             "argv": argv,
             "cwd": str(run.root),
-            "environment": self._changes(child_environment({**environment, JOB_MARK: run.job})),
+            "environment": self._environment_changes(
+                child_environment({**environment, JOB_MARK: run.job})
+            ),
         }
         output = await asyncio.to_thread(open_log, run.log)
-        child = ForkedChild(tell)
+        child = ForkedChild(on_progress)
         try:
             if self.gone.done():
                 raise ChildLost(_LOST)
@@ -214,43 +217,43 @@ class WarmParent:
             async with asyncio.timeout(_FORK_SECONDS):
                 error_or_none = await asyncio.shield(child.started)
         except TimeoutError:
-            log.error("the warm parent does not answer; it is ended")
+            log.error("the warm parent does not answer and is ended")
             await self.close(0)
             raise ChildLost(_LOST) from None
         return error_or_none or child
 
-    def _changes(self, whole: Mapping[str, str]) -> dict[str, str | None]:
-        """What makes the parent's environment a run's; None unsets."""
+    def _environment_changes(self, whole: Mapping[str, str]) -> dict[str, str | None]:
+        """How a run's environment differs from the parent's; None unsets a variable."""
         names = whole.keys() | self._environment.keys()
         return {n: whole.get(n) for n in names if whole.get(n) != self._environment.get(n)}
 
-    # --- hearing -------------------------------------------------------------------------------
+    # --- receiving -----------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
         with contextlib.suppress(BlockingIOError, OSError):
             while data := self._sock.recv(_PACKET):
-                self._hear(json.loads(data))
-            self._hang_up()  # that was its end
+                self._on_message(json.loads(data))
+            self._close_socket()  # the parent closed its end
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _on_message(self, message: dict[str, Any]) -> None:
         if "progress" in message:
             child = self._children.get(message.pop("progress"))
-            if child is not None and child.tell is not None:
-                child.tell(Progress(**message))
+            if child is not None and child.on_progress is not None:
+                child.on_progress(Progress(**message))
         elif "started" in message:
             child = self._children[message["started"]]
             child.pid = message["pid"]
             child.started.set_result(None)
         elif "finished" in message:
             child = self._children[message["finished"]]
-            child.end(child.pid, message["code"])
+            child.set_ended(child.pid, message["code"])
         elif "refused" in message:
             number = message["errno"]
             error = OSError(number, os.strerror(number), message["path"])
             self._children[message["refused"]].started.set_result(error)
         elif "ended" in message:
             code = os.waitstatus_to_exitcode(message["status"])
-            self._forget(message["ended"]).end(message["pid"], code)
+            self._forget(message["ended"]).set_ended(message["pid"], code)
         elif not self._ready.done():
             self._ready.set_result(message)
 
@@ -260,48 +263,48 @@ class WarmParent:
             self._idle.set()
         return child
 
-    def _on_gone(self) -> None:
-        self._on_readable()  # what it told last
+    def _on_exit(self) -> None:
+        self._on_readable()  # its last messages
         said = self._relay.close()
         if not self._ready.done():
             how = how_it_ended(self.gone.result(), said)
             self._ready.set_result({"failed": f"it ended before the plugin was imported, {how}"})
         for run in list(self._children):
-            self._forget(run).lose()
-        self._finish()
-        self._hang_up()
+            self._forget(run).set_lost()
+        self._set_retired()
+        self._close_socket()
 
     # --- ending --------------------------------------------------------------------------------
 
-    def outlived(self) -> str:
-        """Why it should be replaced, else empty. It blocks, for a millisecond at most."""
-        if _times_of(self._watched) != self._watched:
+    def why_replace(self) -> str:
+        """Why it should be replaced, else empty. Blocks for at most a millisecond."""
+        if _mtimes(self._watched) != self._watched:
             return "the plugin, or a package beside it, has changed"
         if self._memory_now() > self._memory * _GROWTH:
             return "its memory has grown"
         return ""
 
     async def retire(self) -> None:
-        """End it when its runs have ended; at once where this is cancelled."""
-        self._finish()
+        """End it when its runs have ended, or at once if this is cancelled."""
+        self._set_retired()
         try:
             await self._idle.wait()
         finally:
             await self.close()
 
     async def close(self, seconds: float = _GOODBYE_SECONDS) -> None:
-        """Have it end its children and itself; kill it if it has not after `seconds`."""
-        self._hang_up()
+        """Have it end its children and itself; kill it if that takes more than `seconds`."""
+        self._close_socket()
         await asyncio.wait({self.gone}, timeout=seconds)
         if not self.gone.done():
             self._process.kill()
             await asyncio.wait({self.gone})
 
-    def _finish(self) -> None:
-        if not self.over.done():
-            self.over.set_result(None)
+    def _set_retired(self) -> None:
+        if not self.retired.done():
+            self.retired.set_result(None)
 
-    def _hang_up(self) -> None:
+    def _close_socket(self) -> None:
         if self._sock.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._sock)
             self._sock.close()
@@ -313,8 +316,8 @@ class WarmParent:
             return 0
 
 
-def _times_of(paths: Iterable[str]) -> dict[str, int | None]:
-    """When each file or folder was changed last; None where it is gone."""
+def _mtimes(paths: Iterable[str]) -> dict[str, int | None]:
+    """When each file or folder was last changed; None if it is gone."""
     times: dict[str, int | None] = {}
     for path in paths:
         try:

@@ -1,1 +1,1 @@
-"""What becomes of a volume: a job is made, waits, runs, is judged, kept and removed."""
+"""The life of a job: it is made from a volume, waits, runs, is judged, kept and removed."""

@@ -1,4 +1,4 @@
-"""What there is to know, to fetch and to remove of the jobs on record."""
+"""The jobs on record: look them up, fetch their files, remove them."""
 
 import asyncio
 import os
@@ -30,20 +30,20 @@ from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
 from pfms.plugin import PLUGIN
 from pfms.plugin.types import Progress, Resultant
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import matches
 from pfms.storage.room import Room
 from pfms.storage.workspace import Workspace
 from pfms.volumes import preview
 
-_BUNDLES = 2  # at once: each is a copy of a job on the disk
+_MAX_BUNDLES = 2  # at a time: each is a copy of a job on the disk
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job, and what is not on record: its progress and its place.
+    """A job, and what is not on record: its progress and its place in the queue.
 
-    `place` is 0 for the next one; `elapsed` and `expected` in seconds; `estimated_start` in UTC.
+    `place` is 0 for the next job; `elapsed` and `expected` are seconds, `estimated_start` is UTC.
     """
 
     job: Job
@@ -55,7 +55,7 @@ class JobStatus:
 
 
 class Archive:
-    """The jobs on record, whatever their state."""
+    """All jobs on record, in any state."""
 
     def __init__(
         self, workspace: Workspace, journal: Journal, runs: Runs, holds: Holds, room: Room
@@ -66,16 +66,16 @@ class Archive:
         self._runs = runs
         self._holds = holds
         self._room = room
-        self._draws = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
-        self._bundles = asyncio.Semaphore(_BUNDLES)
+        self._preview_slots = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
+        self._bundle_slots = asyncio.Semaphore(_MAX_BUNDLES)
 
-    # --- to know ---------------------------------------------------------------------------
+    # --- looking up ------------------------------------------------------------------------
 
     async def job(self, job_id: str) -> Job:
         """The job as it is on record.
 
         Raises:
-            JobNotFound: There is none.
+            JobNotFound: There is no such job.
         """
         valid_job_id(job_id)
         active = self._runs.active.get(job_id)
@@ -85,10 +85,10 @@ class Archive:
         return job
 
     async def status(self, job_id: str) -> JobStatus:
-        """The job with its progress and place.
+        """The job with its progress and its place in the queue.
 
         Raises:
-            JobNotFound: There is none.
+            JobNotFound: There is no such job.
         """
         return self._status(await self.job(job_id), self._runs.places())
 
@@ -107,17 +107,17 @@ class Archive:
     async def page(
         self, *, limit: int, cursor: str | None, state: State | None, model_id: str | None
     ) -> tuple[list[JobStatus], str | None]:
-        """Jobs, the newest first, and where the next page starts.
+        """A page of jobs, newest first, and the cursor of the next page.
 
         Raises:
-            InvalidParameter: `cursor` is not one of ours.
+            InvalidParameter: `cursor` did not come from this method.
         """
         before = None
         if cursor is not None:
             created_at, separator, job_id = cursor.partition(",")
             if not separator:
                 raise InvalidParameter(
-                    "The cursor is not one that this call gave.", "Leave it out to start anew."
+                    "The cursor did not come from this call.", "Leave it out to start over."
                 )
             before = (created_at, job_id)
         jobs = await self._journal.call(
@@ -130,15 +130,15 @@ class Archive:
         return [self._status(job, places) for job in jobs[:limit]], following
 
     async def events(self, job_id: str, after: int) -> list[Event]:
-        """What has happened to a job after event number `after`."""
+        """The events of a job after event number `after`."""
         return await self._journal.call(self._records.events, job_id, after)
 
-    # --- to fetch --------------------------------------------------------------------------
-    # A file is opened while nothing may remove it. What is removed after that can still be read
-    # to its end.
+    # --- fetching --------------------------------------------------------------------------
+    # A file is opened while the job is held, so that nothing removes it. Once opened, it can be
+    # read to its end even if it is removed.
 
     async def log(self, job_id: str) -> BufferedReader | None:
-        """The plugin's log, opened; None before the plugin has started.
+        """The plugin's log, opened; None if the plugin has not started yet.
 
         Raises:
             JobNotFound: There is no such job.
@@ -151,15 +151,15 @@ class Archive:
                 return None
 
     async def resultant(self, job_id: str, resultant: Resultant) -> BufferedReader:
-        """The file of a resultant, opened, when it is still what the run wrote.
+        """The file of a resultant, opened, provided it is still what the run wrote.
 
         Raises:
             JobNotFound: There is no such job.
             JobNotFinished: The job has not ended.
             JobFailed: It has no result.
-            ResultantNotMade: Its run did not make this one.
+            ResultantNotMade: Its run did not make this resultant.
             Gone: Its voxels were purged.
-            BadResult: The file was damaged since.
+            BadResult: The file has been damaged since the run.
         """
         async with self._holds.reading(job_id):
             job = await self._succeeded(job_id)
@@ -187,7 +187,7 @@ class Archive:
         if facts is not None and not matches(file, facts.size, facts.sha256):
             file.close()
             raise BadResult(
-                "The result on the server's disk is not what the run wrote: it was damaged since.",
+                "The result on the server's disk is not what the run wrote: it has been damaged.",
                 "POST to the job's /rerun to run it again.",
                 job=job.id,
             )
@@ -202,9 +202,9 @@ class Archive:
         """A PNG: slices through the spleen with the labels drawn on them.
 
         Raises:
-            PfmsError: There is no result, as `resultant` says.
+            PfmsError: As for `resultant`.
         """
-        async with self._draws, self._holds.reading(job_id):
+        async with self._preview_slots, self._holds.reading(job_id):
             job = await self._succeeded(job_id)
             return await in_thread(self._draw, job)
 
@@ -214,21 +214,21 @@ class Archive:
         return preview.preview_png(tree.volume, tree.segmentation)
 
     async def bundle(self, job_id: str, *, voxels: bool) -> BufferedReader:
-        """A zip of the run, opened; it vanishes when it is closed.
+        """A zip of the run, opened. It has no name on the disk, so it is gone when closed.
 
         Raises:
             JobNotFound: There is no such job.
-            JobNotFinished: The job has not ended, and the voxels are wanted.
-            Gone: The voxels are wanted and were purged.
-            DiskFull: The zip would take of what PFMS_MIN_FREE_BYTES keeps free.
+            JobNotFinished: The voxels are wanted, and the job has not ended.
+            Gone: The voxels are wanted, and were purged.
+            DiskFull: With the zip, less than PFMS_MIN_FREE_BYTES would be free.
         """
-        async with self._bundles, self._holds.reading(job_id):
+        async with self._bundle_slots, self._holds.reading(job_id):
             job = await self.job(job_id)
             if voxels and not job.ended:
                 raise JobNotFinished(f"The job is {job.state}.", job=job.id)
             if voxels and job.purged_at:
                 raise Gone("The voxels of this job were removed.", job=job.id)
-            with full_disk_is_told():
+            with reporting_full_disk():
                 files = bundle.files_of(self._workspace.job(job_id), voxels=voxels)
                 async with AsyncExitStack() as room:
                     if voxels:
@@ -241,15 +241,15 @@ class Archive:
             bundle.write_bundle(self._workspace.job(job_id).root, files, target)
             return target.open("rb")
 
-    # --- to remove -------------------------------------------------------------------------
+    # --- removing --------------------------------------------------------------------------
 
     async def purge(self, job_id: str) -> None:
-        """Remove the voxels of an ended job; record and log stay.
+        """Remove the voxels of an ended job; its record and log stay.
 
         Raises:
             JobNotFound: There is no such job.
             JobActive: It has not ended.
-            DiskFull: There is still no room to record it.
+            DiskFull: There is no room to record it, not even after the removal.
         """
         async with self._holds.removing(job_id):
             job = await self._ended(job_id)
@@ -257,34 +257,34 @@ class Archive:
                 await to_the_end(self._purge(job))
 
     async def _purge(self, job: Job) -> None:
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._workspace.job(job.id).clear_voxels)
             await self._journal.call(self._records.write, job.purged())
 
     async def remove(self, job_id: str) -> None:
-        """Remove an ended job, record and all. Nothing of it is left afterwards.
+        """Remove an ended job completely, with its record.
 
         Raises:
             JobNotFound: There is no such job.
             JobActive: It has not ended.
-            DiskFull: There is still no room to record it.
+            DiskFull: There is no room to record it, not even after the removal.
         """
         async with self._holds.removing(job_id):
             await self._ended(job_id)
             await to_the_end(self._remove(job_id))
 
     async def _remove(self, job_id: str) -> None:
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._workspace.remove_job, job_id)
             await self._journal.call(self._records.forget, job_id)
 
     async def _ended(self, job_id: str) -> Job:
-        """The job as it is now that nothing else changes it."""
+        """The job, if it has ended. Call it while holding the job for removal."""
         job = await self.job(job_id)
         if not job.ended or job_id in self._runs.active:
             raise JobActive(f"It is {job.state}.", job=job_id)
         return job
 
     async def ended_before(self, moment: str, *, purged: bool) -> list[Job]:
-        """Jobs that ended before a moment (UTC), for the housekeeping."""
+        """Jobs that ended before `moment` (UTC); with `purged`, also those already purged."""
         return await self._journal.call(self._records.ended_before, moment, purged=purged)

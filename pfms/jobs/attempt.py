@@ -1,4 +1,4 @@
-"""One attempt to run a job: what the plugin is told, and what came of it. It blocks."""
+"""One attempt to run a job: how the plugin is called, and how its result is judged. Blocking."""
 
 from pathlib import Path
 
@@ -9,16 +9,16 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, versions
 from pfms.plugin.types import PluginExit, PluginRun, Resultant
 from pfms.settings import Settings
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import sha256_of, size_and_sha256, sync_within, tail_of, write_atomically
 from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
 
-_NO_ROOM = 1 << 20  # bytes free: what did not fit was larger
+_NO_ROOM = 1 << 20  # bytes: with less free, whatever the run could not write was larger
 
 
 class Attempt:
-    """Prepare it, let an executor do the run, then judge how it ended."""
+    """Call `prepare`, have an executor do the run, then call `judge`."""
 
     def __init__(
         self, settings: Settings, command: PluginCommand, workspace: Workspace, job: Job
@@ -30,11 +30,11 @@ class Attempt:
         self._job = job
 
     def prepare(self, device: str, executor: str) -> tuple[PluginRun, RunFacts]:
-        """Clear what an earlier attempt left and write `command.sh`; the run, and its record.
+        """Clear what an earlier attempt left, write `command.sh`, and describe the run.
 
         Raises:
             DiskFull: There is no room for it.
-            PluginFailed: The volume or the weights are not what the job was accepted with.
+            PluginFailed: The volume is gone, or the weights are gone or have changed.
         """
         self._check_inputs()
         run = PluginRun(
@@ -46,7 +46,7 @@ class Attempt:
             time_limit=self._settings.job_timeout_seconds,
             grace=self._settings.grace_seconds,
         )
-        with full_disk_is_told():
+        with reporting_full_disk():
             self._tree.clear_run()
             script = PLUGIN.command_script(run.argv, run.environment)
             write_atomically(self._tree.command, script.encode(), mode=0o770)
@@ -65,33 +65,33 @@ class Attempt:
         return run, facts
 
     def _check_inputs(self) -> None:
-        """The record names the weights by their checksum: a run with others would be a lie."""
+        """Check that the weights still have the checksum that the job's record names."""
         try:
             found = sha256_of(self._tree.model)
             self._tree.volume.stat()
         except FileNotFoundError:
             raise PluginFailed(
-                "The volume or the weights of this job are not in its folder any more.",
+                "The volume or the weights of this job are no longer in its folder.",
                 "Send the volume again.",
             ) from None
         if found != self._job.model.sha256:
             raise PluginFailed(
                 "The weights in this job's folder are not those that it was accepted with.",
-                "Send the volume again, and tell the operator of this server of the change.",
+                "Send the volume again, and tell the operator of this server about the change.",
             )
 
     def judge(self, plugin_exit: PluginExit) -> tuple[Segmentation, list[str]]:
-        """The labels that came out, checked against the volume, and warnings.
+        """Make the labels from the plugin's output and check them; also returns warnings.
 
-        Log and resultants are durable when it returns; the log also when it raises.
+        When this returns, the log and the resultants are durable; when it raises, the log is.
 
         Raises:
-            PfmsError: There is no result; which error says why.
+            PfmsError: There is no result; the kind of error says why.
         """
         tree = self._tree
         onehot, logits = (tree.root / PLUGIN.outputs[kind] for kind in ("onehot", "logits"))
         files: dict[Resultant, Path] = {"labels": tree.segmentation, "onehot": onehot}
-        with full_disk_is_told():
+        with reporting_full_disk():
             if tree.log.is_file():
                 sync_within(tree.root, [tree.log])
             disk_full = self._workspace.free_bytes() < _NO_ROOM

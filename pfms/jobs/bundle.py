@@ -1,4 +1,4 @@
-"""A run in one file: enough to understand it, and with its voxels enough to run it elsewhere."""
+"""A run in one file: enough to understand it and, with its voxels, to run it elsewhere."""
 
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -14,15 +14,15 @@ def files_of(tree: JobTree, *, voxels: bool) -> tuple[Path, ...]:
 
 
 def size_of(files: Iterable[Path]) -> int:
-    """The bytes of those that are there."""
+    """The total size, in bytes, of the files that exist."""
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def write_bundle(folder: Path, files: Sequence[Path], target: Path) -> None:
-    """Zip those files of a job's folder that are there.
+    """Zip those of a job's files that exist.
 
-    They lie in the zip as in the folder, under one folder of the job's name, so that unpacked it is
-    a job that `command.sh` and `pfms replay` run. Files that are compressed already are stored.
+    Their paths in the zip are those in the job's folder, below one folder with the job's name: when
+    unpacked, `command.sh` and `pfms replay` can run it. Compressed files are stored as they are.
     """
     with zipfile.ZipFile(target, "w") as bundle:
         for file in files:

@@ -1,15 +1,15 @@
-"""When the jobs that wait will start, if runs take as long as the last ones did."""
+"""Estimates when waiting jobs will start, from how long the last runs took."""
 
 import heapq
 import statistics
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 
-_LAST_RUNS = 5  # of each model
+_LAST_RUNS = 5  # per model
 
 
 class Estimates:
-    """What the last runs took, in seconds from start to end."""
+    """How long the last runs took, in seconds from start to end."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, deque[float]] = defaultdict(
@@ -21,7 +21,7 @@ class Estimates:
         self._seconds[model_id].append(seconds)
 
     def expected(self, model_id: str) -> float | None:
-        """The median of the last runs of a model (of any model, where it has none), or None."""
+        """The median of a model's last runs, else of all models' last runs, else None."""
         last = self._seconds.get(model_id) or [s for each in self._seconds.values() for s in each]
         return statistics.median(last) if last else None
 
@@ -29,12 +29,12 @@ class Estimates:
 def estimate_starts(
     slots: int, remaining: Iterable[float], durations: Sequence[float]
 ) -> list[float]:
-    """When each waiting job will start, if runs take as long as the last ones did.
+    """Estimate when each waiting job will start.
 
     Args:
-        slots: How many run at a time; with none, the estimate is that of one.
-        remaining: Seconds that each running job still takes, as estimated.
-        durations: Seconds that each waiting job takes, as estimated, in order.
+        slots: How many jobs run at a time; 0 is treated as 1.
+        remaining: Seconds that each running job is expected to need still.
+        durations: Seconds that each waiting job is expected to take, in the order of the queue.
 
     Returns:
         Seconds from now until each starts.

@@ -1,4 +1,4 @@
-"""What happens to a job, event by event, and how listeners hear of it."""
+"""The events of a job, and how they reach listeners."""
 
 import asyncio
 from collections import defaultdict
@@ -12,7 +12,7 @@ from pfms.jobs.job import ENDED
 
 @dataclass(frozen=True)
 class Event:
-    """A change of state or progress. `n` grows over all jobs and restarts: the SSE event's ID."""
+    """A change of state or progress. `n`, the SSE event ID, grows across all jobs and restarts."""
 
     n: int
     kind: str
@@ -20,7 +20,7 @@ class Event:
 
     @property
     def ends(self) -> bool:
-        """Whether it is the last of its job."""
+        """Whether this is the last event of its job."""
         return self.kind == "state" and self.data["state"] in ENDED
 
 
@@ -29,14 +29,14 @@ Listener = asyncio.Queue[Event | None]
 
 
 class Broadcast:
-    """One queue a listener; `END` in it says that nothing more will come."""
+    """Passes events on, by one queue per listener; `END` in it means that no more will come."""
 
     def __init__(self) -> None:
         self._listeners: defaultdict[str, set[Listener]] = defaultdict(set)
 
     @contextmanager
     def listen(self, job_id: str) -> Iterator[Listener]:
-        """A queue that gets the job's events from now on."""
+        """A queue that receives the job's events from now on."""
         listener: Listener = asyncio.Queue()
         self._listeners[job_id].add(listener)
         try:
@@ -46,12 +46,12 @@ class Broadcast:
             if not self._listeners[job_id]:
                 del self._listeners[job_id]
 
-    def tell(self, job_id: str, event: Event | None) -> None:
-        """Give an event to everyone who listens to the job."""
+    def send(self, job_id: str, event: Event | None) -> None:
+        """Pass an event to everyone who is listening to the job."""
         for listener in self._listeners.get(job_id, ()):
             listener.put_nowait(event)
 
     def end_all(self) -> None:
-        """Let every stream end: the server stops."""
+        """End every stream, because the server is stopping."""
         for job_id in list(self._listeners):
-            self.tell(job_id, END)
+            self.send(job_id, END)

@@ -1,4 +1,4 @@
-"""What the folders under `jobs/` say, whatever lies there; the table is made to say the same."""
+"""Reads the folders under `jobs/`, whatever is there, and brings the table into line with them."""
 
 import logging
 import os
@@ -16,36 +16,36 @@ from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-_BATCH = 1000  # rows a transaction, where many are written
-_MOST_BYTES = 1 << 20  # a record has a few thousand
+_BATCH = 1000  # rows per transaction, when many are written
+_MAX_BYTES = 1 << 20  # an ordinary record has a few thousand
 
 
 class Unreadable(Exception):
-    """This pfms cannot read a record; says why, in one line."""
+    """A record that this pfms cannot read; the message says why, in one line."""
 
 
 def parse_record(job_id: str, content: str | bytes) -> Job:
-    """The job that `content`, JSON, is the record of.
+    """Parse the record of a job, as JSON.
 
     Raises:
-        Unreadable: It is damaged, of another job, or of a pfms whose records this one cannot read.
+        Unreadable: It is damaged, belongs to another job, or is from an incompatible pfms.
     """
     try:
         job = Job.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         raise Unreadable(": ".join([*map(str, first["loc"]), first["msg"]])) from None
-    except ValueError as error:  # a text that was no UTF-8
+    except ValueError as error:  # not UTF-8
         raise Unreadable(str(error)) from None
     if job.id != job_id:
-        raise Unreadable("it is the record of another job")
+        raise Unreadable("it belongs to another job")
     return job
 
 
 def stamp_of(record: str | Path) -> str | None:
-    """What is different once a `job.json` was written anew; None where there is no such file."""
+    """A stamp that changes when `job.json` is rewritten; None if there is no such file."""
     try:
-        status = os.stat(record)  # noqa: PTH116 (a Path for each of 100,000 takes its time)
+        status = os.stat(record)  # noqa: PTH116 (making 100,000 Paths is slow)
     except OSError:
         return None
     if not stat.S_ISREG(status.st_mode):
@@ -54,7 +54,7 @@ def stamp_of(record: str | Path) -> str | None:
 
 
 def read_record(job_id: str, record: Path) -> tuple[Job, str]:
-    """The job of a `job.json`, and the stamp of what was read.
+    """Read a `job.json`: the job, and the stamp of what was read.
 
     Raises:
         Unreadable: There is no such file, or it cannot be read.
@@ -64,11 +64,11 @@ def read_record(job_id: str, record: Path) -> tuple[Job, str]:
         raise Unreadable("there is no such file")
     try:
         with record.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise Unreadable(str(error.strerror)) from None
-    if len(content) > _MOST_BYTES:
-        raise Unreadable(f"it has more than {_MOST_BYTES} bytes")
+    if len(content) > _MAX_BYTES:
+        raise Unreadable(f"it has more than {_MAX_BYTES} bytes")
     return parse_record(job_id, content), stamp
 
 
@@ -78,17 +78,17 @@ def catch_up(
     put: Callable[[Job, str], object],
     forget: Callable[[str], object],
 ) -> set[str]:
-    """Look at every folder, read the records that are not as their rows say, and write those rows.
+    """Look at every folder, read the records that differ from their rows, and update those rows.
 
     Args:
         table: The jobs table.
         workspace: Where the folders are.
-        put: Writes the row of a job, with its stamp, unless that row is of a later revision.
+        put: Writes the row of a job, with its stamp, unless the row has a later revision.
         forget: Removes the row of a job that has no folder.
 
     Returns:
-        The names under `jobs/` that are not jobs, or whose record cannot be read: they and their
-        rows are left as they are.
+        The names under `jobs/` that are not jobs, or whose records cannot be read. They and their
+        rows are left unchanged.
     """
     rows: dict[str, str | None] = dict(table.execute("SELECT id, stamp FROM jobs"))
     left_out: set[str] = set()
@@ -99,9 +99,9 @@ def catch_up(
             if rows.pop(name, None) != stamp or stamp is None:
                 changed.append(name)
         else:
-            log.warning("jobs/%s is not the folder of a job, and is left alone", name)
+            log.warning("jobs/%s is not a job's folder and is left alone", name)
             left_out.add(name)
-    changed.sort()  # of 100,000 in the order of the disk, the index would be written many times
+    changed.sort()  # in the disk's order, 100,000 rows would rewrite the index many times
     for start in range(0, len(changed), _BATCH):
         with transaction(table):
             for job_id in changed[start : start + _BATCH]:
@@ -109,7 +109,7 @@ def catch_up(
                     put(*read_record(job_id, workspace.job(job_id).record))
                 except Unreadable as why:
                     log.warning(
-                        "job %s is left as it is, its job.json cannot be read: %s", job_id, why
+                        "job %s is left alone: its job.json cannot be read: %s", job_id, why
                     )
                     left_out.add(job_id)
     if rows:
@@ -121,7 +121,7 @@ def catch_up(
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """What is in a folder, but for files."""
+    """The names of everything in a folder except regular files."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.is_file(follow_symlinks=False):
@@ -129,7 +129,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _warn_of_shared_keys(table: sqlite3.Connection) -> None:
-    # A folder that was moved away came back, and its key had been used again meanwhile.
+    # A folder was moved away, its key was used again, and then the folder came back.
     shared = table.execute(
         "SELECT idempotency_key, id FROM jobs WHERE idempotency_key IN ("
         "SELECT idempotency_key FROM jobs WHERE idempotency_key IS NOT NULL "
@@ -139,7 +139,7 @@ def _warn_of_shared_keys(table: sqlite3.Connection) -> None:
     for _, rows in groupby(shared, key=lambda row: row[0]):
         newest, *others = (job_id for _, job_id in rows)
         log.warning(
-            "jobs %s have one Idempotency-Key: it stands for the newest, %s",
+            "jobs %s share one Idempotency-Key: it refers to the newest, %s",
             ", ".join([newest, *others]),
             newest,
         )

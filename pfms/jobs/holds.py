@@ -1,4 +1,4 @@
-"""Who holds the files of an ended job: any number of readers, or one that removes them."""
+"""Locks on the files of ended jobs: any number of readers, or one remover."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class _Hold:
-    """The holders of one job's files, and how many tasks use this."""
+    """The holders of one job's files."""
 
-    users: int = 0
+    users: int = 0  # tasks that refer to this object: it is dropped with the last
     readers: int = 0
-    removers: int = 0  # the one that removes, and those that wait to
+    removers: int = 0  # the active one and those that wait
     removing: bool = False
     released: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -25,8 +25,7 @@ class _Hold:
 class Holds:
     """A lock for each job: shared to read its files, exclusive to remove them.
 
-    A task that waits to remove goes before readers that come later, so that readers cannot keep a
-    job for ever.
+    A waiting remover goes before readers that come later, so readers cannot hold a job forever.
     """
 
     def __init__(self) -> None:
@@ -34,8 +33,8 @@ class Holds:
 
     @asynccontextmanager
     async def reading(self, job_id: str) -> AsyncIterator[None]:
-        """Nothing removes the job's files meanwhile."""
-        with self._of(job_id) as hold:
+        """Hold the job so that nothing removes its files."""
+        with self._hold(job_id) as hold:
             await hold.wait_until(lambda: not hold.removers)
             hold.readers += 1
             try:
@@ -46,8 +45,8 @@ class Holds:
 
     @asynccontextmanager
     async def removing(self, job_id: str) -> AsyncIterator[None]:
-        """Nothing else reads or removes the job's files meanwhile."""
-        with self._of(job_id) as hold:
+        """Hold the job so that nothing else opens or removes its files."""
+        with self._hold(job_id) as hold:
             hold.removers += 1
             try:
                 await hold.wait_until(lambda: not (hold.readers or hold.removing))
@@ -61,7 +60,7 @@ class Holds:
                 hold.released.set()
 
     @contextmanager
-    def _of(self, job_id: str) -> Iterator[_Hold]:
+    def _hold(self, job_id: str) -> Iterator[_Hold]:
         hold = self._holds.setdefault(job_id, _Hold())
         hold.users += 1
         try:

@@ -1,4 +1,4 @@
-"""Removes what has been kept long enough."""
+"""Removes volumes and records that have been kept long enough."""
 
 import asyncio
 import logging
@@ -11,11 +11,11 @@ from pfms.jobs.archive import Archive
 
 log = logging.getLogger(__name__)
 
-_EVERY_SECONDS = 60.0
+_INTERVAL_SECONDS = 60.0
 
 
 class Housekeeping:
-    """Looks once a minute; 0 hours or days keep for ever."""
+    """Looks once a minute for what is due. With 0 hours or days, nothing is ever due."""
 
     def __init__(self, archive: Archive, volumes_hours: float, records_days: float) -> None:
         self._archive = archive
@@ -24,26 +24,26 @@ class Housekeeping:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin, if there is anything to do at all."""
+        """Start, unless the settings keep everything."""
         if self._volumes or self._records:
-            self._task = asyncio.create_task(self._keep_house())
+            self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Let go."""
+        """Stop looking."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
 
-    async def _keep_house(self) -> None:
+    async def _run(self) -> None:
         while True:
             try:
                 await self.tidy()
             except Exception:
-                log.exception("housekeeping failed; it is tried again")
-            await asyncio.sleep(_EVERY_SECONDS)
+                log.exception("housekeeping failed and will be tried again")
+            await asyncio.sleep(_INTERVAL_SECONDS)
 
     async def tidy(self) -> None:
-        """Remove what is due now. What cannot be removed is due the next time."""
+        """Remove what is due now. What cannot be removed is tried again next time."""
         now = utc_now()
         if self._records:
             for job in await self._archive.ended_before(iso(now - self._records), purged=True):
@@ -53,10 +53,10 @@ class Housekeeping:
                 await self._tidy_one(self._archive.purge, job.id)
 
     async def _tidy_one(self, remove: Callable[[str], Awaitable[None]], job_id: str) -> None:
-        """Remove of one job what is due; no job keeps the others from their turn."""
+        """Tidy one job; a failure does not stop the others from being tidied."""
         try:
             await remove(job_id)
-        except JobNotFound:  # somebody was quicker
+        except JobNotFound:  # someone else removed it first
             pass
         except Exception:
-            log.exception("job %s could not be tidied up; it is tried again", job_id)
+            log.exception("job %s could not be tidied up and will be tried again", job_id)

@@ -1,4 +1,4 @@
-"""What comes in: a volume, or an old job to be run again, becomes a job on record, or nothing."""
+"""Turns a volume, or an earlier job to be rerun, into a job on record, or leaves nothing behind."""
 
 import asyncio
 import hashlib
@@ -24,11 +24,12 @@ from pfms.jobs.job import Job, ModelUsed, PluginUsed, VolumeSent
 from pfms.jobs.journal import Journal
 from pfms.jobs.queue import JobQueue
 from pfms.jobs.runs import Runs
-from pfms.models.store import ModelRecord, ModelStore, valid_model_id
+from pfms.models.record import ModelRecord, valid_model_id
+from pfms.models.store import ModelStore
 from pfms.plugin import PLUGIN
 from pfms.plugin.types import Resultant
 from pfms.settings import Settings
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import link_or_copy
 from pfms.storage.removal import discard
 from pfms.storage.room import Room
@@ -39,12 +40,12 @@ from pfms.volumes import admit
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """What a call asks to be made of its volume.
+    """What a call asks for, besides its volume.
 
     Attributes:
-        model_id: The weights.
-        resultant: What is to come back.
-        held: A plain blocking call waits for it; the job is cancelled when its client goes away.
+        model_id: The weights to use.
+        resultant: What to return.
+        held: A plain blocking call waits for the job, which is cancelled if the client goes away.
         key: The call's Idempotency-Key.
     """
 
@@ -55,20 +56,20 @@ class InferenceRequest:
 
 
 class Place:
-    """A place in the queue, kept for a job that is still being received."""
+    """A place in the queue, reserved for a job that is still being received."""
 
     def __init__(self, queue: JobQueue | None) -> None:
-        self._queue = queue  # None: there is nothing to give back (any more)
+        self._queue = queue  # None when no place is reserved, or no longer
 
-    def give_back(self) -> None:
-        """Let go of it: the job is in the queue now, or will never be."""
+    def release(self) -> None:
+        """End the reservation: the job is in the queue now, or never will be."""
         if self._queue is not None:
-            self._queue.give_back()
+            self._queue.unreserve()
             self._queue = None
 
 
 class Intake:
-    """The way in."""
+    """Takes in volumes and makes jobs of them."""
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class Intake:
         self._holds = holds
         self.room = Room(workspace.free_bytes, settings.min_free_bytes)
         self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._looks = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
+        self._admission_slots = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
         self._limits = admit.VolumeLimits(
             max_volume_bytes=settings.max_volume_bytes, max_grid_voxels=settings.max_grid_voxels
         )
@@ -99,15 +100,15 @@ class Intake:
 
     @asynccontextmanager
     async def receiving(self, size: int | None) -> AsyncIterator[UploadWriter]:
-        """Take the next upload, under a temporary name; nothing of it is left that is not moved.
+        """Receive an upload under a temporary name; it is removed afterwards unless it was moved.
 
         Args:
-            size: Bytes that the request announces: so much room is kept for it. None where it
-                does not say.
+            size: Bytes that the request announces, for which room is reserved. None if it does not
+                announce any.
 
         Raises:
-            NotReady: The server drains.
-            DiskFull: There is not so much room.
+            NotReady: The server is draining.
+            DiskFull: There is not enough room.
         """
         self._check_not_draining()
         async with self.room.reserve(size or 0) as reservation:
@@ -119,36 +120,37 @@ class Intake:
     async def place(
         self, *, model_id: str | None = None, key: str | None = None
     ) -> AsyncIterator[Place]:
-        """Keep a place in the queue while a volume is received, so that the limit is exact.
+        """Reserve a place in the queue while a volume is received, so that the limit is exact.
 
-        A repeat by a `key` that stands for a job needs none: it gets that job.
+        A repeated request, whose `key` already belongs to a job, needs no place: it gets that job.
 
         Raises:
-            NotReady: The server drains.
+            NotReady: The server is draining.
             DiskFull: Too little room is left.
             ModelNotFound: `model_id` is given, and there is no such model.
-            NoDevice: There is nothing to run on.
-            QueueFull: Too many jobs wait.
+            NoDevice: None of the chosen devices is available.
+            QueueFull: Too many jobs are waiting.
         """
         self._check_not_draining()
         if key is not None and await self._journal.call(self._records.by_key, key) is not None:
             yield Place(None)
             return
         async with self.room.reserve():
-            pass  # only to look whether there is room at all
+            pass  # only to see whether there is any room at all
         if model_id is not None:
             await asyncio.to_thread(self._models.get, valid_model_id(model_id))
         await self._check_device()
         queue = self._runs.queue
         if not queue.reserve(self._settings.queue_limit):
             raise QueueFull(
-                f"{len(queue)} jobs wait already.", retry_after=self._runs.seconds_until_room()
+                f"{len(queue)} jobs are already waiting.",
+                retry_after=self._runs.seconds_until_room(),
             )
         place = Place(queue)
         try:
             yield place
         finally:
-            place.give_back()
+            place.release()
 
     def _check_not_draining(self) -> None:
         if self._runs.draining:
@@ -157,15 +159,15 @@ class Intake:
     async def _check_device(self) -> None:
         chosen = self._runs.queue.devices
         if not set(chosen) & set(await asyncio.to_thread(self._executor.devices)):
-            raise NoDevice(f"Runs are to go to {', '.join(chosen)}, which is not there.")
+            raise NoDevice(f"None of the chosen devices is available: {', '.join(chosen)}.")
 
-    # --- the body is there -----------------------------------------------------------------
+    # --- after the body was read -----------------------------------------------------------
 
     async def submit(self, upload: Upload, request: InferenceRequest, place: Place) -> Job:
-        """Look at a volume and make it a job, or find the job that its key stands for.
+        """Check a volume and make a job of it, or find the job that its key belongs to.
 
         Raises:
-            RequestError: The volume cannot be segmented, or the key stands for something else.
+            RequestError: The volume cannot be segmented, or the key belongs to another request.
             NotNow: The disk is full.
         """
         if request.key is None:
@@ -178,7 +180,7 @@ class Intake:
                 return await self._new_job(upload, request, fingerprint, place)
         if known.fingerprint != fingerprint:
             raise IdempotencyMismatch(
-                "This Idempotency-Key came before with another volume, model or resultant.",
+                "This Idempotency-Key was used before with another volume, model or resultant.",
                 job=known.id,
             )
         return known
@@ -187,8 +189,8 @@ class Intake:
         self, upload: Upload, request: InferenceRequest, fingerprint: str | None, place: Place
     ) -> Job:
         created = utc_now()
-        async with self._tree_aside() as tree, self._looks:
-            model, facts = await in_thread(self._look, upload, request, tree)
+        async with self._unpublished_tree() as tree, self._admission_slots:
+            model, facts = await in_thread(self._fill_tree, upload, request, tree)
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
@@ -213,30 +215,30 @@ class Intake:
             )
             return await self._publish(tree, job, place)
 
-    def _look(
+    def _fill_tree(
         self, upload: Upload, request: InferenceRequest, tree: JobTree
     ) -> tuple[ModelRecord, admit.VolumeFacts]:
-        """Put weights and volume into a job's folder, if the plugin can use them. It blocks."""
+        """Put weights and volume into a job's folder, if the plugin can use them. Blocking."""
         tree.lay_out()
         model = self._models.link_into(request.model_id, tree.model)
         facts = admit.admit_volume(upload.path, tree.volume, self._limits)
-        PLUGIN.check_makes(request.resultant, facts.shape)
+        PLUGIN.check_can_make(request.resultant, facts.shape)
         return model, facts
 
     async def rerun(self, old: Job, resultant: Resultant | None) -> Job:
-        """A new job with the volume, the weights and the options of an ended one.
+        """Make a new job with the volume, weights and options of an ended one.
 
         Raises:
             Gone: Its voxels were purged.
-            UnsupportedNifti: `resultant` cannot be made of this volume.
-            NotNow: The queue or the disk is full, or there is nothing to run on.
+            UnsupportedNifti: `resultant` cannot be made from this volume.
+            NotNow: The queue or the disk is full, or no chosen device is available.
         """
         wanted = resultant or old.resultant
-        PLUGIN.check_makes(wanted, old.volume.shape)
+        PLUGIN.check_can_make(wanted, old.volume.shape)
         created = utc_now()
-        async with self.place() as place, self._tree_aside() as tree:
+        async with self.place() as place, self._unpublished_tree() as tree:
             async with self._holds.reading(old.id):
-                await in_thread(_take_over, self._workspace.job(old.id), tree)
+                await in_thread(_link_inputs, self._workspace.job(old.id), tree)
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
@@ -250,10 +252,10 @@ class Intake:
             return await self._publish(tree, job, place)
 
     @asynccontextmanager
-    async def _tree_aside(self) -> AsyncIterator[JobTree]:
-        """A job's folder to be filled, beside the others; nothing is left of one not published."""
+    async def _unpublished_tree(self) -> AsyncIterator[JobTree]:
+        """A job's folder to fill, under `uploads/`; it is removed if an error is raised."""
         tree = JobTree(self._workspace.new_upload())
-        with full_disk_is_told():
+        with reporting_full_disk():
             try:
                 yield tree
             except BaseException:
@@ -261,7 +263,7 @@ class Intake:
                 raise
 
     async def _publish(self, tree: JobTree, job: Job, place: Place) -> Job:
-        """Put a job's folder into its place whole, then its row; then it waits in the queue."""
+        """Move a finished folder into place, write its row, then add the job to the queue."""
         await in_thread(self._records.write_file, tree, job)
         await in_thread(self._workspace.publish, tree, job.id)
         try:
@@ -269,13 +271,13 @@ class Intake:
         except BaseException:
             await in_thread(self._workspace.remove_job, job.id)
             raise
-        place.give_back()  # in the same step as it enters the queue, so that none is counted twice
-        self._runs.enter(job)
+        place.release()  # without an await before the next line, so that it is never counted twice
+        self._runs.add(job)
         return job
 
 
-def _take_over(source: JobTree, tree: JobTree) -> None:
-    """Give a job the volume and the weights of another one. It blocks."""
+def _link_inputs(source: JobTree, tree: JobTree) -> None:
+    """Give a job the volume and weights of another one. Blocking."""
     tree.lay_out()
     try:
         for file, target in ((source.volume, tree.volume), (source.model, tree.model)):

@@ -1,4 +1,4 @@
-"""The record of one run, and the one table of the states it can take."""
+"""The record of a job, and the table of its states."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 TRANSITIONS: dict[State, frozenset[State]] = {
     "queued": frozenset({"running", "failed", "cancelled"}),
-    # back to queued only when the server stops or dies under it
+    # back to queued only if the server stops or dies during the run
     "running": frozenset({"succeeded", "failed", "cancelled", "queued"}),
     "succeeded": frozenset(),
     "failed": frozenset(),
@@ -31,16 +31,16 @@ CHRIS_STATUS: dict[State, str] = {
     "cancelled": "cancelled",
 }
 
-SCHEMA_VERSION = 1  # of a record: raised when a field changes what it means
+SCHEMA_VERSION = 1  # of a record: raised when the meaning of a field changes
 
 JOB_ID = re.compile(r"\d{4}(-\d\d){5}-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def valid_job_id(text: str) -> str:
-    """`text`, if it can be a job's ID and so the name of its folder.
+    """Return `text` if it can be a job's ID, and so the name of its folder.
 
     Raises:
-        JobNotFound: It cannot, so no job has it.
+        JobNotFound: It cannot, so there is no such job.
     """
     if not JOB_ID.fullmatch(text):
         raise JobNotFound("No job has this ID.")
@@ -48,7 +48,7 @@ def valid_job_id(text: str) -> str:
 
 
 class Record(BaseModel):
-    """Frozen. Fields of a newer pfms, which this one does not know, are kept and written again."""
+    """Frozen. Unknown fields, which a newer pfms wrote, are kept and written back."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
@@ -61,10 +61,10 @@ class ModelUsed(Record):
 
 
 class VolumeSent(Record):
-    """The volume, as it was uploaded: never its file name or header texts.
+    """The volume as it was uploaded, without its file name or the texts in its header.
 
-    `size` in bytes and `sha256` are of the upload; `shape` (x, y, z), `spacing` in mm;
-    `minimum` and `maximum` are of the scaled voxels.
+    `size` (bytes) and `sha256` are those of the upload; `shape` is (x, y, z), `spacing` in mm;
+    `minimum` and `maximum` are those of the scaled voxels.
     """
 
     size: int
@@ -79,16 +79,16 @@ class VolumeSent(Record):
 
 
 class FileFacts(Record):
-    """By what a file is known again: its size in bytes and its SHA-256."""
+    """What identifies a file's content: its size in bytes and its SHA-256."""
 
     size: int
     sha256: str
 
 
 class Segmentation(Record):
-    """What came out. `size` and `sha256` are of the labels' file, `files` has the others'.
+    """The result. `size` and `sha256` are those of the labels' file; `files` has the others'.
 
-    `voxels_sha256` is of the labels' bytes, unpacked, in file order.
+    `voxels_sha256` is that of the labels' uncompressed bytes, in file order.
     """
 
     sha256: str
@@ -99,14 +99,14 @@ class Segmentation(Record):
     files: dict[Resultant, FileFacts] = Field(default_factory=dict)
 
     def facts(self, resultant: Resultant) -> FileFacts | None:
-        """What was recorded of a resultant's file; None in records that are older than that."""
+        """What was recorded about a resultant's file; None if the record is too old to say."""
         if resultant == "labels":
             return FileFacts(size=self.size, sha256=self.sha256)
         return self.files.get(resultant)
 
 
 class Cause(Record):
-    """Why there is no result, in the words of `errors`."""
+    """Why there is no result: the fields of an error from `errors`."""
 
     code: str
     title: str
@@ -115,16 +115,16 @@ class Cause(Record):
 
     @classmethod
     def of(cls, error: PfmsError) -> "Cause":
-        """The cause that an error stands for."""
+        """The cause that describes an error."""
         return cls(code=error.code, title=error.title, detail=error.detail, remedy=error.remedy)
 
     def error(self, job: str) -> PfmsError:
-        """The error that this cause stands for."""
+        """The error that this cause describes."""
         return by_code(self.code)(self.detail, self.remedy, job=job)
 
 
 class PluginUsed(Record):
-    """The plugin of a run; `version` is None where its command does not tell."""
+    """The plugin of a run; `version` is None if it cannot be told from the command."""
 
     name: str
     version: str | None = None
@@ -138,9 +138,9 @@ class RunFacts:
         device: `cpu` or `cuda:N`.
         executor: The executor's name.
         plugin: The plugin and its version.
-        command: The command line; paths relative to the job's folder.
+        command: The command line; paths are relative to the job's folder.
         environment: What was set on top of the server's own environment.
-        versions: Of all that decides about the voxels.
+        versions: Of everything that affects the voxels.
     """
 
     device: str
@@ -153,19 +153,19 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How the plugin ended: its exit code, None where it has none, and the seconds that it took."""
+    """How the plugin ended: its exit code, or None, and the seconds that it took."""
 
     exit_code: int | None
     seconds: float
 
 
 class Job(Record):
-    """One run. Times are UTC (ISO 8601); `revision` grows with each change.
+    """A job. Times are UTC (ISO 8601); `revision` grows with each change.
 
-    `schema_version` is that of the pfms that made the record; those of before had none.
-    `held` says that a plain blocking call waits for it, and that it is cancelled with its client.
-    `attempts` are starts that a stop of the server did not take back.
-    `idempotency_key` is kept with the `fingerprint` of the request it stands for.
+    `schema_version` is that of the pfms that made the record; the oldest records have none.
+    `held` means that a plain blocking call waits for it, and that it is cancelled with its client.
+    `attempts` counts starts, except those that an orderly stop of the server undid.
+    `idempotency_key` is kept with the `fingerprint` of the request that it belongs to.
     """
 
     schema_version: int = Field(default=SCHEMA_VERSION, ge=1)
@@ -199,22 +199,22 @@ class Job(Record):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing changes its state any more."""
+        """Whether it has reached its final state."""
         return self.state in ENDED
 
     @property
     def logits(self) -> bool:
-        """Whether the run makes the plugin's own volumes too."""
+        """Whether the run makes the logits too."""
         return self.resultant == "logits"
 
     # --- the steps that a job takes -----------------------------------------------------------
 
     def asked_to_cancel(self) -> "Job":
-        """Someone wants it ended."""
+        """Someone asked to cancel it."""
         return self.changed(cancel_requested=True)
 
     def started(self, facts: RunFacts) -> "Job":
-        """One more run of it begins."""
+        """A run begins."""
         return self.moved(
             "running",
             attempts=self.attempts + 1,
@@ -226,8 +226,8 @@ class Job(Record):
             versions=dict(facts.versions),
         )
 
-    def put_back(self, *, count_the_attempt: bool) -> "Job":
-        """It waits again. Attempts are counted to give up a job that its server dies of."""
+    def requeued(self, *, count_the_attempt: bool) -> "Job":
+        """It waits again. Attempts are counted so that a job which kills its server is given up."""
         attempts = self.attempts if count_the_attempt else self.attempts - 1
         return self.moved("queued", device=None, attempts=attempts)
 
@@ -244,7 +244,7 @@ class Job(Record):
         )
 
     def failed(self, error: PfmsError, end: RunEnd | None = None) -> "Job":
-        """There is no result. An interrupted job gives its Idempotency-Key back."""
+        """There is no result. If it was interrupted, its Idempotency-Key can be used again."""
         key = None if isinstance(error, Interrupted) else self.idempotency_key
         return self.moved(
             "failed",
@@ -255,28 +255,28 @@ class Job(Record):
         )
 
     def cancelled(self, why: str) -> "Job":
-        """It was ended because someone asked; its Idempotency-Key is free again."""
+        """It was ended on request; its Idempotency-Key can be used again."""
         cause = Cause.of(Cancelled(why))
         return self.moved("cancelled", error=cause, cancel_requested=True, idempotency_key=None)
 
     def purged(self) -> "Job":
-        """Its voxels are removed."""
+        """Its voxels were removed."""
         return self.changed(purged_at=iso(utc_now()))
 
     def changed(self, **fields: Any) -> "Job":
-        """A copy with other fields and the next revision; the state stays."""
+        """A copy with other fields, the same state and the next revision."""
         if "state" in fields:
-            raise ValueError("a state changes by moved()")
+            raise ValueError("use moved() to change the state")
         return self._next(fields)
 
     def moved(self, state: State, **fields: Any) -> "Job":
         """A copy in another state, with its time noted, and the next revision.
 
         Raises:
-            ValueError: The table has no such step: a bug, never the caller's fault.
+            ValueError: The table does not allow this step: a bug in pfms.
         """
         if state not in TRANSITIONS[self.state]:
-            raise ValueError(f"a job does not go from {self.state} to {state}")
+            raise ValueError(f"a job cannot go from {self.state} to {state}")
         now = iso(utc_now())
         times: dict[str, str | None] = {"ended_at": now}
         if state not in ENDED:
@@ -285,6 +285,6 @@ class Job(Record):
 
     def _next(self, fields: dict[str, Any]) -> "Job":
         if unknown := fields.keys() - Job.model_fields:
-            raise ValueError(f"a job has no {', '.join(unknown)}")
+            raise ValueError(f"a job has no field {', '.join(unknown)}")
         before = {**self.__dict__, **(self.model_extra or {})}
         return Job.model_validate({**before, **fields, "revision": self.revision + 1})

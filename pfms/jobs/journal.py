@@ -1,4 +1,4 @@
-"""The one thread in which every call of the jobs table is made, so that writes keep their order."""
+"""The one thread that makes every call to the jobs table, so that writes stay in order."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,14 +12,14 @@ T = TypeVar("T")
 
 
 class Journal:
-    """The jobs table, for the event loop."""
+    """The jobs table, for use from the event loop."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
         self._thread = ThreadPoolExecutor(1, "journal")
 
     async def call(self, method: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-        """Make a call of `records` in the journal's thread; it raises what the call raises."""
+        """Call a method of `records` in the journal's thread; raises whatever it raises."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, lambda: method(*args, **named))
 

@@ -1,4 +1,4 @@
-"""The queue over device slots: order, cancel, estimate. Pure: it starts nothing itself."""
+"""The queue of jobs and the device slots that they run in. Pure: it starts nothing itself."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Slot:
-    """One place to run: `index` tells the slots of a device apart."""
+    """A place to run a job: `index` distinguishes the slots of a device."""
 
     device: str
     index: int
@@ -17,22 +17,22 @@ class JobQueue:
 
     def __init__(self, devices: Sequence[str], per_device: int) -> None:
         self.per_device = per_device
-        self._waiting: dict[str, None] = {}  # ordered, and quick to remove from
+        self._waiting: dict[str, None] = {}  # an ordered set
         self._running: dict[str, Slot] = {}
         self._reserved = 0
         self.devices: tuple[str, ...] = ()
         self.set_devices(devices)
 
     def set_devices(self, devices: Sequence[str]) -> None:
-        """Run on these from now on; what runs elsewhere ends there."""
+        """Use these devices from now on; running jobs finish where they are."""
         self.devices = tuple(devices)
         self._slots = [Slot(device, i) for i in range(self.per_device) for device in devices]
 
     def reserve(self, limit: int) -> bool:
-        """Keep a place for a job that is still being received; False where there is none.
+        """Reserve a place for a job that is still being received; False if the queue is full.
 
         Args:
-            limit: How many jobs may wait while every slot is taken.
+            limit: How many jobs may wait when every slot is taken.
         """
         busy = set(self._running.values())
         free = sum(slot not in busy for slot in self._slots)
@@ -41,26 +41,26 @@ class JobQueue:
         self._reserved += 1
         return True
 
-    def give_back(self) -> None:
-        """Let go of a place that `reserve` kept."""
+    def unreserve(self) -> None:
+        """End a reservation made by `reserve`."""
         self._reserved -= 1
 
     def add(self, job_id: str, *, first: bool = False) -> None:
-        """Put a job at the end, or back at the front."""
+        """Add a job at the end, or with `first` at the front."""
         if first:
             self._waiting = {job_id: None, **self._waiting}
         else:
             self._waiting[job_id] = None
 
     def discard(self, job_id: str) -> bool:
-        """Take a waiting job out; False if it does not wait."""
+        """Remove a waiting job; False if it is not waiting."""
         if job_id not in self._waiting:
             return False
         del self._waiting[job_id]
         return True
 
     def take(self) -> tuple[str, Slot] | None:
-        """The next job and the slot it gets, or None if either is missing."""
+        """Give the next job a free slot; None if no job waits or no slot is free."""
         busy = set(self._running.values())
         slot = next((slot for slot in self._slots if slot not in busy), None)
         if slot is None or not self._waiting:
@@ -71,17 +71,17 @@ class JobQueue:
         return job_id, slot
 
     def release(self, job_id: str) -> None:
-        """Give back the slot of a job that has ended."""
+        """Free the slot of a job that has ended."""
         self._running.pop(job_id, None)
 
     @property
     def waiting(self) -> list[str]:
-        """The jobs that wait, the next first."""
+        """The waiting jobs, the next one first."""
         return list(self._waiting)
 
     @property
     def running(self) -> dict[str, Slot]:
-        """The jobs that run, and where."""
+        """The running jobs and their slots."""
         return dict(self._running)
 
     def __len__(self) -> int:
@@ -89,5 +89,5 @@ class JobQueue:
 
     @property
     def slot_count(self) -> int:
-        """How many jobs may run at a time."""
+        """How many jobs can run at a time."""
         return len(self._slots)

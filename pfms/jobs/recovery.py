@@ -1,4 +1,4 @@
-"""After a stop or a crash: what an earlier server left is ended, mended and taken up again."""
+"""After a stop or a crash: ends leftover processes and resumes the jobs that have not ended."""
 
 import logging
 
@@ -8,7 +8,7 @@ from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
 from pfms.processes.kill import end_marked
 from pfms.processes.marks import WORKSPACE_MARK
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -18,13 +18,13 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
     """End the processes that outlived their server, then queue or end each job that has not ended.
 
     Args:
-        workspace: Held by this server, so that every marked process is of an earlier one.
-        journal: Of a table that is open, and brought up to date with the folders.
-        runs: Where the jobs go on.
-        max_attempts: A job that was started so often does not start again.
+        workspace: Locked by this server, so that every marked process belongs to an earlier one.
+        journal: Of a table that is open and up to date with the folders.
+        runs: Where the jobs continue.
+        max_attempts: A job that was started this many times is not started again.
 
     Raises:
-        DiskFull: There is no room to record what becomes of a job.
+        DiskFull: There is no room to record the new state of a job.
     """
     records = journal.records
     ended = await end_marked(WORKSPACE_MARK, workspace.mark)
@@ -33,29 +33,29 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
     for model_id, seconds in await journal.call(records.last_seconds, 50):
         runs.estimates.remember(model_id, seconds)
     for job in await journal.call(records.active):
-        taken_up = _take_up(job, max_attempts)
-        if taken_up is not job:
+        recovered = _recovered(job, max_attempts)
+        if recovered is not job:
             try:
-                with full_disk_is_told():
-                    await journal.call(records.write, taken_up)
-            except OSError as error:  # one folder that cannot be written stops no start
-                log.error("job %s is left as it is: %s", job.id, error)
+                with reporting_full_disk():
+                    await journal.call(records.write, recovered)
+            except OSError as error:  # one folder that cannot be written must not stop the start
+                log.error("job %s is left alone: %s", job.id, error)
                 continue
-            log.warning("job %s was %s and is now %s", job.id, job.state, taken_up.state)
-        if not taken_up.ended:
-            runs.enter(taken_up)
+            log.warning("job %s was %s and is now %s", job.id, job.state, recovered.state)
+        if not recovered.ended:
+            runs.add(recovered)
 
 
-def _take_up(job: Job, max_attempts: int) -> Job:
+def _recovered(job: Job, max_attempts: int) -> Job:
     if job.cancel_requested:
-        return job.cancelled("It was cancelled, and the server stopped meanwhile.")
+        return job.cancelled("It was cancelled, and the server stopped before it ended.")
     if job.state == "queued":
         return job
     if job.attempts >= max_attempts:
         return job.failed(
             Interrupted(
-                f"The server died under it {job.attempts} times.",
+                f"The server died while running it, {job.attempts} times.",
                 "POST to the job's /rerun to try once more.",
             )
         )
-    return job.put_back(count_the_attempt=True)
+    return job.requeued(count_the_attempt=True)

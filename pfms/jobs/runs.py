@@ -1,17 +1,18 @@
 """What happens to a job from its acceptance to its end: it waits, runs, is judged, is recorded.
 
-Nothing outside changes the state of a job that has not ended. All of it is on the event loop; what
-blocks is in threads.
+While a job is active, only this module changes its state. It runs on the event loop; blocking calls
+go to threads.
 """
 
 import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pfms.aio import first_of
 from pfms.errors import DiskFull, Interrupted, JobNotFound, PfmsError, PluginFailed
 from pfms.executors.base import Executor
 from pfms.jobs.attempt import Attempt
@@ -23,37 +24,37 @@ from pfms.jobs.queue import JobQueue, Slot
 from pfms.plugin.command import PluginCommand
 from pfms.plugin.types import PluginExit, Progress
 from pfms.settings import Settings
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-_PROGRESS_SECONDS = 0.5  # at most this often is progress within a stage written down
-_FIRST_RUN_SECONDS = 30.0  # what a run is taken to last before any has been seen
-_RETRY_SECONDS = 1.0  # between attempts to record a step on a disk that is full
-_LONGEST_RETRY_SECONDS = 60.0  # between attempts to record a step that fails otherwise
-_HEARING_SECONDS = 0.2  # in which a stop that our processes have heard of is heard by us too
+_PROGRESS_SECONDS = 0.5  # at least, between two records of progress within a stage
+_DEFAULT_RUN_SECONDS = 30.0  # how long a run is assumed to take before any has been seen
+_RETRY_SECONDS = 1.0  # between attempts to record a step on a full disk
+_MAX_RETRY_SECONDS = 60.0  # between attempts to record a step that fails for another reason
+_SIGNAL_DELAY_SECONDS = 0.2  # in which a signal that ended our processes reaches us as well
 
-Stop = Literal["cancelled", "client-gone", "shutdown"]
+StopReason = Literal["cancelled", "client-gone", "shutdown"]
 Step = Callable[[Job], Job]
 _WHY_CANCELLED = {
     "cancelled": "It was cancelled by a call.",
-    "client-gone": "The client of its blocking call went away.",
+    "client-gone": "The client went away during its blocking call.",
 }
 
 
 @dataclass
 class Active:
-    """A job that has not ended, and what works on it. `done` gets the job when it has ended."""
+    """A job that has not ended, and the work on it. `done` gets the job when it has ended."""
 
     job: Job
     done: asyncio.Future[Job]
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     progress: Progress | None = None
-    told_at: float = 0.0
+    progress_sent_at: float = 0.0
     started: float = 0.0
     plugin: asyncio.Task[PluginExit] | None = None
-    stop: Stop | None = None
+    stop: StopReason | None = None
 
 
 class Runs:
@@ -81,18 +82,18 @@ class Runs:
         self._drain_now = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    # --- coming in -------------------------------------------------------------------------
+    # --- queueing --------------------------------------------------------------------------
 
-    def enter(self, job: Job) -> None:
-        """Take in a job that is on record as queued."""
+    def add(self, job: Job) -> None:
+        """Add a job that is on record as queued."""
         self.active[job.id] = Active(job, asyncio.get_running_loop().create_future())
         self.queue.add(job.id)
         if self.draining:
-            self._let_go([job.id])
+            self._release_callers([job.id])
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Give free slots to the jobs that wait."""
+        """Give free slots to waiting jobs."""
         while not self.draining and (taken := self.queue.take()) is not None:
             job_id, slot = taken
             self._spawn(self._run(self.active[job_id], slot))
@@ -106,31 +107,31 @@ class Runs:
     # --- running ---------------------------------------------------------------------------
 
     async def _run(self, active: Active, slot: Slot) -> None:
-        """Run a job in a slot and record what came of it. The slot is free afterwards."""
+        """Run a job in a slot and record the outcome. The slot is always freed."""
         job_id = active.job.id
         try:
             step = await self._attempt(active, slot)
         except PfmsError as error:
             step = self._failed(error)
         except Exception:
-            log.exception("job %s: pfms itself failed", job_id)
+            log.exception("job %s: an error in pfms itself", job_id)
             step = self._failed(PluginFailed("pfms could not run the plugin for this job."))
         try:
             await self._record(active, step)
-        except Exception:  # not a full disk, which it waits for: the slot must not wait as well
-            log.exception("job %s: its end cannot be recorded; it is tried again", job_id)
+        except Exception:  # not a full disk: the slot must not wait until this can be recorded
+            log.exception("job %s: its end cannot be recorded; this will be tried again", job_id)
             self._spawn(self._record_later(active, step))
         else:
-            self._wait_again(active)
+            self._requeue(active)
         finally:
             self.queue.release(job_id)
             self.dispatch()
 
     async def _attempt(self, active: Active, slot: Slot) -> Step:
-        """Run the plugin for a job; the step that the job takes then.
+        """Run the plugin for a job; returns the step that the job takes next.
 
         Raises:
-            PfmsError: There is no result; which error says why.
+            PfmsError: There is no result; the kind of error says why.
         """
         attempt = Attempt(self._settings, self._command, self._workspace, active.job)
         run, facts = await asyncio.to_thread(attempt.prepare, slot.device, self._executor.name)
@@ -146,9 +147,9 @@ class Runs:
             return self._stopped(active)
         plugin_exit = active.plugin.result()
         if plugin_exit.ended_by == "executor":
-            await asyncio.sleep(_HEARING_SECONDS)
+            await asyncio.sleep(_SIGNAL_DELAY_SECONDS)
             if self.draining or active.job.attempts < self._settings.max_attempts:
-                log.warning("job %s: %s; it is run again", active.job.id, plugin_exit.message)
+                log.warning("job %s: %s; it will run again", active.job.id, plugin_exit.message)
                 return self._stopped(active)
 
         self._on_progress(active, Progress("saving"))
@@ -156,7 +157,7 @@ class Runs:
         try:
             segmentation, warnings = await asyncio.to_thread(attempt.judge, plugin_exit)
         except PfmsError as error:
-            if isinstance(error, DiskFull):  # give back what the run took
+            if isinstance(error, DiskFull):  # free the space that the run took
                 await asyncio.to_thread(self._workspace.job(active.job.id).clear_output)
             return self._failed(error, end)
         if active.stop in _WHY_CANCELLED:
@@ -165,38 +166,38 @@ class Runs:
         return lambda job: job.succeeded(end, segmentation, warnings)
 
     def _stopped(self, active: Active) -> Step:
-        """The run was ended because someone asked, or by no fault of its own."""
+        """The step after a run that was ended on request, or through no fault of its own."""
         if active.stop in _WHY_CANCELLED:
             why = _WHY_CANCELLED[active.stop]
             return lambda job: job.cancelled(why)
         orderly = self.draining
-        return lambda job: job.put_back(count_the_attempt=not orderly)
+        return lambda job: job.requeued(count_the_attempt=not orderly)
 
     def _failed(self, error: PfmsError, end: RunEnd | None = None) -> Step:
         return lambda job: job.failed(error, end)
 
-    def _wait_again(self, active: Active) -> None:
-        """Put a job that was put back on record into the queue too, as the next one."""
+    def _requeue(self, active: Active) -> None:
+        """If a job is on record as queued again, put it at the front of the queue."""
         if active.job.state == "queued" and active.job.id in self.active:
             active.plugin = None
             active.progress = None
             self.queue.add(active.job.id, first=True)
             if self.draining:
-                self._let_go([active.job.id])
+                self._release_callers([active.job.id])
 
     # --- recording -------------------------------------------------------------------------
 
     async def _record(self, active: Active, step: Step) -> None:
-        """Record a step, waiting for room where the disk is full.
+        """Record a step; if the disk is full, wait for room.
 
-        During a drain it gives up: the next start finds the job as it was, and goes on from there.
+        During a drain this gives up: the next start finds the job as it was and resumes it.
         """
         while True:
             try:
                 await self._change(active, step)
                 return
             except DiskFull as error:
-                log.error("job %s: cannot be recorded: %s", active.job.id, error)
+                log.error("job %s cannot be recorded: %s", active.job.id, error)
                 if self.draining:
                     return
                 if not active.job.ended and step(active.job).error is not None:
@@ -205,76 +206,77 @@ class Runs:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def _record_later(self, active: Active, step: Step) -> None:
-        """Try to record a step for as long as it takes; no slot waits for it."""
+        """Keep trying to record a step, without a slot, until it succeeds or the server drains."""
         pause = _RETRY_SECONDS
         while not self.draining:
             await self._sleep_unless_draining(pause)
-            pause = min(2 * pause, _LONGEST_RETRY_SECONDS)
+            pause = min(2 * pause, _MAX_RETRY_SECONDS)
             try:
                 await self._record(active, step)
             except Exception as error:
-                log.error("job %s: still cannot be recorded: %s", active.job.id, error)
+                log.error("job %s still cannot be recorded: %s", active.job.id, error)
             else:
-                self._wait_again(active)
+                self._requeue(active)
                 self.dispatch()
                 return
 
     async def _change(self, active: Active, step: Step) -> None:
-        """Record a step, then let it be known. Until it is on record, it has not happened.
+        """Record a step, then announce it. Until it is on record, it has not happened.
 
         Raises:
             DiskFull: There is no room to record it.
             OSError, sqlite3.Error: It cannot be recorded.
         """
         async with active.lock:
-            if active.job.ended:  # another step was quicker
+            if active.job.ended:  # another step was recorded first
                 return
             job = step(active.job)
             try:
-                with full_disk_is_told():
+                with reporting_full_disk():
                     event = await self._journal.call(self._journal.records.write, job)
-            except JobNotFound as error:  # somebody removed its folder and the table
+            except JobNotFound as error:  # someone removed its folder and the table
                 self.active.pop(job.id, None)
                 if not active.done.done():
                     active.done.set_exception(error)
-                    active.done.exception()
+                    active.done.exception()  # marks it as retrieved: perhaps nobody is waiting
                 return
             active.job = job
-        self.broadcast.tell(job.id, event)
+        self.broadcast.send(job.id, event)
         if job.ended:
             self.active.pop(job.id, None)
-            if not active.done.done():  # during a drain nobody waits for it any more
+            if not active.done.done():  # a drain has already released the callers
                 active.done.set_result(job)
 
     def _on_progress(self, active: Active, progress: Progress) -> None:
         new_stage = active.progress is None or active.progress.stage != progress.stage
         active.progress = progress
         now = time.monotonic()
-        if new_stage or now - active.told_at >= _PROGRESS_SECONDS:
-            active.told_at = now
-            self._spawn(self._tell_progress(active.job.id, progress))
+        if new_stage or now - active.progress_sent_at >= _PROGRESS_SECONDS:
+            active.progress_sent_at = now
+            self._spawn(self._send_progress(active.job.id, progress))
 
-    async def _tell_progress(self, job_id: str, progress: Progress) -> None:
+    async def _send_progress(self, job_id: str, progress: Progress) -> None:
         data = {"id": job_id, "state": "running", **progress.__dict__}
         try:
             event = await self._journal.call(self._journal.records.progress, job_id, data)
-        except sqlite3.OperationalError:  # the disk is full: a record of progress is no loss
+        except sqlite3.OperationalError:  # the disk is full: progress need not be recorded
             return
         if event is not None and job_id in self.active:
-            self.broadcast.tell(job_id, event)
+            self.broadcast.send(job_id, event)
 
     # --- ending ----------------------------------------------------------------------------
 
-    async def cancel(self, job_id: str, why: Stop = "cancelled") -> Job | None:
-        """Ask for the end of a job; None if it has ended already.
+    async def cancel(self, job_id: str, why: StopReason = "cancelled") -> Job | None:
+        """Cancel a job; None if it has already ended.
 
         Raises:
-            DiskFull: There is no room to record that it was asked for. It ends all the same.
+            DiskFull: There is no room to record the request. The job is cancelled all the same.
         """
         active = self.active.get(job_id)
         if active is None:
             return None
-        active.stop = active.stop or why
+        if active.stop not in _WHY_CANCELLED:  # not even if the server stops, too
+            active.stop = why
         if active.plugin is not None:
             active.plugin.cancel()
         waited = self.queue.discard(job_id)
@@ -283,19 +285,19 @@ class Runs:
             if waited or not active.job.cancel_requested:
                 await self._change(active, step)
         except BaseException:
-            if waited:  # it will not run, and is recorded as cancelled as soon as that is possible
+            if waited:  # it will not run, and is recorded as cancelled as soon as possible
                 self._spawn(self._record_later(active, step))
             raise
         return active.job
 
     async def drain(self, seconds: float) -> None:
-        """Start nothing more; give what runs `seconds`, then put it back into the queue."""
+        """Start nothing more; give running jobs `seconds` to end, then requeue them."""
         self.draining = True
         self.broadcast.end_all()
-        self._let_go(self.queue.waiting)
+        self._release_callers(self.queue.waiting)
         running = [self.active[job_id] for job_id in self.queue.running if job_id in self.active]
         if running:
-            await _first_of(
+            await first_of(
                 asyncio.wait({one.done for one in running}), self._drain_now.wait(), seconds=seconds
             )
         self._drain_now.set()
@@ -305,32 +307,34 @@ class Runs:
                 one.plugin.cancel()
         while self._tasks:
             await asyncio.wait(set(self._tasks))
-        self._let_go(self.active)
+        self._release_callers(self.active)
 
     def drain_now(self) -> None:
-        """Wait no longer in a drain: what runs is put back into the queue now."""
+        """Cut a drain short: requeue the running jobs now."""
         self._drain_now.set()
 
     async def _sleep_unless_draining(self, seconds: float) -> None:
-        await _first_of(self._drain_now.wait(), seconds=seconds)
+        await first_of(self._drain_now.wait(), seconds=seconds)
 
-    def _let_go(self, job_ids: Iterable[str]) -> None:
-        """Tell the calls that wait for these jobs that they will not end under this server."""
+    def _release_callers(self, job_ids: Iterable[str]) -> None:
+        """Tell the calls that wait for these jobs that this server will not finish them."""
         for job_id in job_ids:
             done = self.active[job_id].done
             if not done.done():
-                done.set_exception(Interrupted("The server stops; the job is queued.", job=job_id))
-                done.exception()  # not a fault if nobody waits
+                done.set_exception(
+                    Interrupted("The server is stopping; the job is queued.", job=job_id)
+                )
+                done.exception()  # marks it as retrieved: perhaps nobody is waiting
 
     # --- estimating ------------------------------------------------------------------------
 
     def places(self) -> dict[str, tuple[int, float]]:
-        """The place of each waiting job, 0 the next, and the seconds until it starts."""
+        """The place of each waiting job, from 0, and the seconds until it starts."""
         waiting = self.queue.waiting
         return dict(zip(waiting, enumerate(self._starts(waiting)), strict=False))
 
     def seconds_until_room(self) -> float:
-        """When one of the jobs that wait will have left the queue."""
+        """How soon one of the waiting jobs will have left the queue."""
         return next(iter(self._starts(self.queue.waiting)), 0.0)
 
     def _starts(self, waiting: list[str]) -> list[float]:
@@ -340,20 +344,10 @@ class Runs:
         def seconds(job_id: str) -> float:
             model_id = self.active[job_id].job.model.modelID
             if model_id not in known:
-                known[model_id] = self.estimates.expected(model_id) or _FIRST_RUN_SECONDS
+                known[model_id] = self.estimates.expected(model_id) or _DEFAULT_RUN_SECONDS
             return known[model_id]
 
         running = [job_id for job_id in self.queue.running if job_id in self.active]
         remaining = [max(0.0, seconds(i) - (now - self.active[i].started)) for i in running]
         durations = [seconds(job_id) for job_id in waiting]
         return estimate_starts(self.queue.slot_count, remaining, durations)
-
-
-async def _first_of(*works: Awaitable[Any], seconds: float) -> None:
-    """Wait until one of them is done, at most so long; the others are cancelled."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

@@ -1,10 +1,10 @@
-"""The tables of `pfms.db`, and how those of an older pfms become them."""
+"""The tables of `pfms.db`, and the migration from older versions."""
 
 import sqlite3
 
 from pfms.storage.database import Damaged, transaction
 
-_VERSION = 1  # in SQLite's `user_version`; Alembic made the tables before, at 0
+_VERSION = 1  # SQLite's `user_version`; it is 0 in tables that Alembic made
 
 _OLD_COLUMNS = (
     "id, revision, state, model_id, created_at, ended_at, purged_at, idempotency_key, record"
@@ -46,10 +46,10 @@ _INDEXES = (
 
 
 def prepare_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables, or bring old ones to the newest form, with all rows.
+    """Create the tables, or migrate old ones with all their rows.
 
     Raises:
-        Damaged: A newer pfms made them.
+        Damaged: They were made by a newer pfms.
     """
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if version > _VERSION:

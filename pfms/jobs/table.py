@@ -1,8 +1,8 @@
-"""The jobs table: what is known of every job, quick to ask. The folders' `job.json` say the same.
+"""The jobs table: a quick index of every job's `job.json`, from which it can be rebuilt.
 
 `job.json` is renamed into place first, then the row is written, so that a folder is never behind
-its row; at a start the higher `revision` wins. Each row keeps a stamp of the `job.json` that it is
-not behind, so that a start looks at every file's time and size, and reads only those that changed.
+its row; at a start the higher `revision` wins. Each row keeps a stamp of the `job.json` that it
+reflects, so that a start checks every file's time and size, but reads only those that changed.
 """
 
 import json
@@ -29,13 +29,13 @@ _SELECT = "SELECT id, record FROM jobs WHERE "
 
 
 class Records:
-    """The table. Its calls block: one thread of the service makes them all, in order.
+    """The table. Its calls block; one thread makes them all, in order (`Journal`).
 
-    A damaged table, whichever call meets it, is kept aside and built anew from the folders.
+    Whichever call finds the table damaged, the file is set aside and rebuilt from the folders.
 
     Attributes:
         left_out: The names under `jobs/` that are not jobs, or whose `job.json` cannot be read.
-            Their folders and rows are left as they are.
+            Their folders and rows are left unchanged.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -49,10 +49,10 @@ class Records:
     # --- opening ---------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Bring the table to its newest form and up to date with the folders.
+        """Migrate the table if it is old, and bring it up to date with the folders.
 
         Raises:
-            StartError: It may not be written, there is no room for it, or it is in use.
+            StartError: It is not writable, there is no room for it, or it is in use.
         """
         try:
             self._database.run(lambda _: None)
@@ -89,10 +89,10 @@ class Records:
         self.left_out = catch_up(table, self._workspace, put, lambda each: _forget(table, each))
 
     def reindex(self) -> int:
-        """Build the table anew from the folders; how many jobs it has then."""
+        """Rebuild the table from the folders; returns how many jobs it has then."""
 
         def rebuild(table: sqlite3.Connection) -> int:
-            with transaction(table):  # any folder is newer than that
+            with transaction(table):  # makes every folder newer than its row
                 table.execute("UPDATE jobs SET revision = 0, stamp = NULL")
             self._catch_up(table)
             return int(_scalar(table, "SELECT count(*) FROM jobs"))
@@ -104,11 +104,11 @@ class Records:
     def write(self, job: Job) -> Event:
         """Make a change durable: the folder's record, then the row, with its event.
 
-        Where someone removed the folder of a job that has not ended, its end is still recorded, in
+        If someone removed the folder of a job that has not ended, the change is still recorded, in
         the row alone.
 
         Raises:
-            JobNotFound: The job has no folder any more, and has ended or has no row.
+            JobNotFound: The job no longer has a folder, and has ended or has no row.
         """
         tree = self._workspace.job(job.id)
         try:
@@ -124,12 +124,12 @@ class Records:
         write_atomically(tree.record, (job.model_dump_json(indent=2) + "\n").encode())
 
     def write_row(self, job: Job) -> Event:
-        """Write the row of a record that is in its folder, with an event that says so.
+        """Write the row of a record that is already in its folder, with an event.
 
-        A row of a later revision stays as it is; the event is its last one then.
+        A row with a later revision is left unchanged, and its last event is returned.
 
         Raises:
-            JobNotFound: The job has no folder any more, and has ended or has no row.
+            JobNotFound: The job no longer has a folder, and has ended or has no row.
         """
         return self._write_row(job, has_folder=self._workspace.job(job.id).root.is_dir())
 
@@ -167,7 +167,7 @@ class Records:
         return self._state_event(table, job, newer)
 
     def _state_event(self, table: sqlite3.Connection, job: Job, newer: bool) -> Event:
-        """A new event, or the last one where a client would see no change."""
+        """A new event, or the last one if clients would see no difference."""
         data = _event_data(job)
         query = (
             "SELECT n, data FROM events WHERE job_id = ? AND kind = 'state' ORDER BY n DESC LIMIT 1"
@@ -179,9 +179,9 @@ class Records:
         return self._add_event(table, job.id, "state", data)
 
     def progress(self, job_id: str, data: dict[str, Any]) -> Event | None:
-        """Write an event that changes no record, in place of the last one of the same `stage`.
+        """Write an event of progress; it replaces the last one of the same `stage`.
 
-        None, and nothing is written, where the job does not run (any more).
+        If the job is not running, nothing is written, and None is returned.
         """
 
         def put(table: sqlite3.Connection) -> Event | None:
@@ -201,7 +201,7 @@ class Records:
     def _add_event(
         self, table: sqlite3.Connection, job_id: str, kind: str, data: dict[str, Any]
     ) -> Event:
-        # The clock, so that numbers grow even when the table was lost and built anew.
+        # From the clock, so that numbers grow even if the table is lost and rebuilt.
         self._last_n = max(self._last_n + 1, time.time_ns() // 1000)
         row = (self._last_n, job_id, kind, json.dumps(data))
         table.execute("INSERT INTO events (n, job_id, kind, data) VALUES (?, ?, ?, ?)", row)
@@ -216,12 +216,12 @@ class Records:
 
         self._database.run(remove)
 
-    # --- asking ----------------------------------------------------------------------------
+    # --- reading ---------------------------------------------------------------------------
 
     def events(self, job_id: str, after: int = 0) -> list[Event]:
-        """A job's events after number `after`, the oldest first.
+        """A job's events after number `after`, oldest first.
 
-        Every change of state is among them, and of progress the last of each stage.
+        They include every change of state, and the last progress of each stage.
         """
         query = "SELECT n, kind, data FROM events WHERE job_id = ? AND n > ? ORDER BY n"
         rows = self._database.run(lambda table: table.execute(query, (job_id, after)).fetchall())
@@ -236,7 +236,7 @@ class Records:
         return next(iter(self._jobs("idempotency_key = ?", key, newest_first=True, limit=1)), None)
 
     def active(self) -> list[Job]:
-        """The jobs that have not ended, the oldest first, but for those that are left alone."""
+        """The jobs that have not ended, oldest first, without those that are left alone."""
         jobs = self._jobs("state IN ('queued', 'running')")
         return [job for job in jobs if not (job.id in self.left_out and self._has_record(job.id))]
 
@@ -244,11 +244,11 @@ class Records:
         return os.path.lexists(self._workspace.job(job_id).record)
 
     def ended_before(self, moment: str, *, purged: bool) -> list[Job]:
-        """The jobs that ended before `moment`; with `purged`, those too whose voxels are gone."""
+        """The jobs that ended before `moment`; with `purged`, also those already purged."""
         return self._jobs("ended_at < ?" + (" AND purged_at IS NULL" * (not purged)), moment)
 
     def last_seconds(self, count: int) -> list[tuple[str, float]]:
-        """Model ID and seconds of the last `count` successful runs, the oldest first."""
+        """Model ID and seconds of the last `count` successful runs, oldest first."""
         jobs = self._jobs("state = 'succeeded'", newest_first=True, limit=count)
         return [(job.model.modelID, job.seconds or 0.0) for job in reversed(jobs)]
 
@@ -260,7 +260,7 @@ class Records:
         state: State | None = None,
         model_id: str | None = None,
     ) -> list[Job]:
-        """Jobs, the newest first; `before` is the (created_at, id) of the last one seen."""
+        """Jobs, newest first; `before` is the (created_at, id) of the last one already seen."""
         conditions = ["true"]
         values: list[str] = []
         if state is not None:
@@ -277,7 +277,7 @@ class Records:
     def _jobs(
         self, where: str, *values: str, newest_first: bool = False, limit: int | None = None
     ) -> list[Job]:
-        """Those of a condition whose record can be read; the others do not count for `limit`."""
+        """The jobs that match and whose records can be read; only these count towards `limit`."""
         order = " ORDER BY created_at DESC, id DESC" if newest_first else " ORDER BY created_at, id"
 
         def select(table: sqlite3.Connection) -> list[Job]:
@@ -293,7 +293,7 @@ class Records:
         except Unreadable as why:
             if job_id not in self._warned_of:
                 self._warned_of.add(job_id)
-                log.warning("job %s is left as it is: its row cannot be read: %s", job_id, why)
+                log.warning("job %s is left alone: its row cannot be read: %s", job_id, why)
             return None
 
 

@@ -1,4 +1,4 @@
-"""Asks the child program, `weights_child.py`, what an upload is: this process needs no torch."""
+"""Has the child program `weights_child.py` check an upload, so that this process needs no torch."""
 
 import asyncio
 import json
@@ -24,10 +24,10 @@ from pfms.programs import WEIGHTS_CHILD
 logger = logging.getLogger(__name__)
 
 CHILD_SECONDS = 120.0
-"""It takes 3 to 5 seconds; a busy machine may take several times that."""
+"""The time limit. The check takes 3 to 5 seconds, on a busy machine several times as long."""
 
-# What the child needs of the server's environment, and no more: it opens a stranger's file. It has
-# to find the plugin where a run finds it.
+# What the child needs from the server's environment to find the plugin as a run does, and no more:
+# it opens a stranger's file.
 PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TMPDIR|TZ|LD_LIBRARY_PATH|VIRTUAL_ENV"
     r"|PYTHONPATH|PYTHONHOME|PYTHONPLATLIBDIR|PYTHONUSERBASE|PYTHONNOUSERSITE|PYTHONUTF8"
@@ -35,8 +35,8 @@ PASSED_ON = re.compile(
 )
 TAIL_BYTES = 16384
 ASK_DOCTOR = "Tell the operator of this server: `pfms doctor` says what is missing."
-DEATHS = {
-    signal.SIGKILL: "Opening the file took more memory than there is.",
+CAUSE_BY_SIGNAL = {
+    signal.SIGKILL: "Opening the file took more memory than the server has.",
     signal.SIGXCPU: "Opening the file took far longer than weights of this network ever do.",
     signal.SIGSEGV: "The file is damaged: torch crashes when it opens it.",
     signal.SIGBUS: "The file is damaged: torch crashes when it opens it.",
@@ -47,11 +47,11 @@ DEATHS = {
 
 @dataclass(frozen=True)
 class CheckedWeights:
-    """Weights that fit the plugin's network, as the child wrote them.
+    """Weights that fit the plugin's network, in the file that the child wrote.
 
     Attributes:
-        sha256: Of the file that it wrote.
-        size: Of that file, bytes.
+        sha256: Of that file.
+        size: Of that file, in bytes.
         warnings: What a user should know, one sentence each.
     """
 
@@ -63,21 +63,21 @@ class CheckedWeights:
 async def check_weights(
     interpreter: Sequence[str], upload: Path, target: Path, time_limit: float = CHILD_SECONDS
 ) -> CheckedWeights:
-    """Compare `upload` with the plugin's network and write it to `target` as plain float32.
+    """Compare `upload` with the plugin's network and write its weights to `target`, as float32.
 
-    When it returns or raises, the child is gone with everything that it started. On an error, or a
-    cancel, `target` may hold a part that is of no use.
+    When this returns or raises, the child and everything that it started are gone. On an error or a
+    cancellation, `target` may be incomplete.
 
     Args:
         interpreter: How to start the Python that has the plugin.
-        upload: What was sent; only read.
-        target: Where the weights go.
+        upload: The uploaded file; it is only read.
+        target: Where to write the weights.
         time_limit: Seconds after which the child is ended.
 
     Raises:
-        NotAModel: It is no state dict that fits.
+        NotAModel: It is not a state dict that fits.
         DiskFull: There is no room for `target`.
-        PfmsError: The plugin cannot be asked.
+        PfmsError: The plugin cannot be imported.
     """
     mark = f"weights-{uuid.uuid4().hex}"
     try:
@@ -93,19 +93,19 @@ async def check_weights(
         raise PfmsError("The plugin's Python cannot be started.", ASK_DOCTOR) from error
     try:
         async with asyncio.timeout(time_limit):
-            said, complaint = await _listen(child)
+            stdout, stderr = await _listen(child)
     except TimeoutError:
-        raise NotAModel(f"Looking at the file took more than {time_limit:g} seconds.") from None
+        raise NotAModel(f"Checking the file took more than {time_limit:g} seconds.") from None
     finally:
         await to_the_end(_end(child, mark))
-    return _judged(child.returncode, said, complaint)
+    return _verdict_of(child.returncode, stdout, stderr)
 
 
 def weights_environment() -> dict[str, str]:
-    """What the child is started with."""
-    # monai asks for the user's name, which a UID without a passwd entry has only from here.
-    of_runs = child_environment({})
-    passed_on = {name: text for name, text in of_runs.items() if PASSED_ON.fullmatch(name)}
+    """The environment of the child."""
+    # MONAI asks for the user's name, which a UID without a passwd entry has only in USER.
+    for_runs = child_environment({})
+    passed_on = {name: text for name, text in for_runs.items() if PASSED_ON.fullmatch(name)}
     return {"USER": "pfms", **passed_on, "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -115,10 +115,10 @@ async def _end(child: subprocess.Process, mark: str) -> None:
 
 
 async def _listen(child: subprocess.Process) -> tuple[bytes, bytes]:
-    """The last of its stdout and stderr, once it has ended."""
-    said, complaint = await asyncio.gather(_tail(child.stdout), _tail(child.stderr))
+    """The end of its stdout and stderr, once it has ended."""
+    stdout, stderr = await asyncio.gather(_tail(child.stdout), _tail(child.stderr))
     await child.wait()
-    return said, complaint
+    return stdout, stderr
 
 
 async def _tail(stream: asyncio.StreamReader | None) -> bytes:
@@ -128,23 +128,23 @@ async def _tail(stream: asyncio.StreamReader | None) -> bytes:
     return kept
 
 
-def _judged(code: int | None, said: bytes, complaint: bytes) -> CheckedWeights:
-    """The verdict, or where there is none, what the child died of."""
+def _verdict_of(code: int | None, stdout: bytes, stderr: bytes) -> CheckedWeights:
+    """The child's verdict, or if there is none, what the child died of."""
     try:
-        verdict: dict[str, Any] = json.loads(said)
+        verdict: dict[str, Any] = json.loads(stdout)
         if verdict["ok"]:
             return CheckedWeights(
                 str(verdict["sha256"]), int(verdict["size"]), tuple(verdict["warnings"])
             )
         kind, detail = str(verdict["code"]), str(verdict["detail"])
     except (ValueError, KeyError, TypeError):
-        kind, detail = "died", "The look at the file ended without an answer, "
-        detail += f"{how_it_ended(code, complaint.decode(errors='replace'))}."
-        if code is not None and -code in DEATHS:
-            kind, detail = "not-a-model", DEATHS[signal.Signals(-code)]
+        kind, detail = "died", "The check of the file ended without an answer, "
+        detail += f"{how_it_ended(code, stderr.decode(errors='replace'))}."
+        if code is not None and -code in CAUSE_BY_SIGNAL:
+            kind, detail = "not-a-model", CAUSE_BY_SIGNAL[signal.Signals(-code)]
     if kind == "not-a-model":
         raise NotAModel(detail)
-    logger.error("%s: %s\n%s", WEIGHTS_CHILD.name, detail, complaint.decode(errors="replace"))
+    logger.error("%s: %s\n%s", WEIGHTS_CHILD.name, detail, stderr.decode(errors="replace"))
     if kind == "disk-full":
         raise DiskFull(detail)
     raise PfmsError(detail, ASK_DOCTOR)

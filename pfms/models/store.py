@@ -1,114 +1,44 @@
-"""The model store: weights by ID, each with its record, on disk under `models/<modelID>/`."""
+"""The model store: weights and their records, on disk under `models/<modelID>/`."""
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import stat
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from pfms.aio import to_the_end
 from pfms.clock import iso, utc_now
-from pfms.errors import InvalidModelID, ModelNotFound
+from pfms.errors import ModelNotFound
 from pfms.models.check import CHILD_SECONDS, check_weights
-from pfms.storage.disk import full_disk_is_told
-from pfms.storage.files import link_or_copy, sync_folder
+from pfms.models.record import MODEL_ID, ModelRecord, read_fields, read_record, valid_model_id
+from pfms.storage.disk import reporting_full_disk
+from pfms.storage.files import link_or_copy, sha256_of, sync_folder
 from pfms.storage.removal import discard
 
 logger = logging.getLogger(__name__)
 
-MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 REMOVED = ".removed-"
-READ_ONLY = 0o440  # the jobs' hard links are the same file, so nobody may write to it in place
+READ_ONLY = 0o440  # jobs have hard links to the same file, so nobody may write to it in place
 WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
-
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """What is known of a stored model.
-
-    Attributes:
-        model_id: Its name.
-        sha256: Of the stored file, which is plain float32 whatever was sent.
-        upload_sha256: Of the file that was sent.
-        size: Of the stored file, bytes.
-        uploaded_at: ISO 8601, UTC.
-        source: `upload`, `demo`; `found` where someone put the file there by hand.
-        warnings: What a user should know, one sentence each.
-        unknown: Fields of `model.json` that another version of pfms wrote; they are kept.
-    """
-
-    model_id: str
-    sha256: str
-    upload_sha256: str
-    size: int
-    uploaded_at: str
-    source: str = "upload"
-    warnings: tuple[str, ...] = ()
-    unknown: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As a client gets it, with the public name `modelID`."""
-        fields = asdict(self) | {"warnings": list(self.warnings)}
-        del fields["unknown"]
-        return {"modelID": fields.pop("model_id"), **fields}
-
-    def to_json(self) -> dict[str, Any]:
-        """As `model.json` has it."""
-        return {**self.unknown, **self.to_dict()}
-
-    @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "ModelRecord":
-        """The inverse of `to_json`. A newer pfms may have left out all but checksum and size.
-
-        Raises:
-            KeyError, TypeError, ValueError: It is not the record of a model.
-        """
-        rest = dict(fields)
-        warnings = rest.pop("warnings", ())
-        return cls(
-            sha256=str(rest.pop("sha256")),
-            size=int(rest.pop("size")),
-            model_id=str(rest.pop("modelID", "")),
-            upload_sha256=str(rest.pop("upload_sha256", "")),
-            uploaded_at=str(rest.pop("uploaded_at", "")),
-            source=str(rest.pop("source", "unknown")),
-            warnings=tuple(map(str, warnings)) if isinstance(warnings, list) else (),
-            unknown=rest,
-        )
-
-
-def valid_model_id(text: str) -> str:
-    """`text`, if it can be a model ID, and so the name of a folder.
-
-    Raises:
-        InvalidModelID: It cannot.
-    """
-    if MODEL_ID.fullmatch(text):
-        return text
-    shown = repr(text if len(text) <= 40 else text[:40] + "…")
-    raise InvalidModelID(f"{shown} ({len(text)} characters) is not a model ID.")
 
 
 class ModelStore:
     """The models under `root`.
 
-    The calls that are not `async` touch the disk: they belong in a worker thread. They may run at
-    the same time: file and record of a model always go together.
+    Methods that are not `async` use the disk: call them in a worker thread. They may run at the
+    same time; file and record of a model always match.
 
     Args:
-        root: The folder; made when the first model is placed.
+        root: The folder; it is made when the first model is stored.
         interpreter: How to start the Python that has the plugin.
-        time_limit: Seconds after which the look at an upload is given up.
+        time_limit: Seconds after which the check of an upload is ended.
     """
 
     def __init__(
@@ -117,11 +47,11 @@ class ModelStore:
         self.root = root
         self._interpreter = (interpreter,) if isinstance(interpreter, str) else tuple(interpreter)
         self._time_limit = time_limit
-        self._together = threading.Lock()
-        self._one_child = asyncio.Lock()
+        self._lock = threading.Lock()
+        self._child_lock = asyncio.Lock()
 
     def names(self) -> list[str]:
-        """The IDs of all models, sorted; folders without weights or record are none."""
+        """The IDs of all models, sorted; folders without weights or a record are not models."""
         if not self.root.is_dir():
             return []
         with os.scandir(self.root) as entries:
@@ -132,7 +62,8 @@ class ModelStore:
         """The record of a model.
 
         Raises:
-            InvalidModelID, ModelNotFound: The ID could not be one; no model has it.
+            InvalidModelID: It is not a model ID.
+            ModelNotFound: No model has this ID.
         """
         record = self._record(valid_model_id(model_id))
         if record is None:
@@ -142,20 +73,20 @@ class ModelStore:
     async def admit(
         self, model_id: str, upload: Path, upload_sha256: str, source: str = "upload"
     ) -> ModelRecord:
-        """Check an upload against the plugin's network in a child process, then place it.
+        """Check an upload against the plugin's network in a child process, then store it.
 
-        `upload` itself stays where it is. On any error nothing is stored.
+        `upload` itself is left where it is. On any error nothing is stored.
 
         Raises:
-            InvalidModelID: The ID could not be one.
-            NotAModel: It is no state dict that fits the plugin's network.
+            InvalidModelID: `model_id` is not a model ID.
+            NotAModel: It is not a state dict that fits the plugin's network.
             DiskFull: There is no room for it.
-            PfmsError: The plugin cannot be asked.
+            PfmsError: The plugin cannot be imported.
         """
         valid_model_id(model_id)
         weights = upload.with_name(f"{upload.name}.{uuid.uuid4().hex}.part")
         try:
-            async with self._one_child:
+            async with self._child_lock:
                 found = await check_weights(self._interpreter, upload, weights, self._time_limit)
             return await asyncio.to_thread(
                 self.place,
@@ -179,10 +110,10 @@ class ModelStore:
         source: str,
         warnings: Sequence[str] = (),
     ) -> ModelRecord:
-        """Move `weights` into place as the model `model_id`, in place of one that was there.
+        """Move `weights` into place as the model `model_id`, replacing any existing one.
 
         Raises:
-            InvalidModelID: The ID could not be one.
+            InvalidModelID: `model_id` is not a model ID.
             DiskFull: There is no room for it.
         """
         record = ModelRecord(
@@ -195,37 +126,38 @@ class ModelStore:
             warnings=(*warnings, *_warnings_of_name(model_id)),
         )
         folder = self.root / model_id
-        with self._together, full_disk_is_told():
+        with self._lock, reporting_full_disk():
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                # models/ may be a volume of its own, so a rename alone may not do
+                # models/ may be a file system of its own, where a rename fails
                 shutil.move(weights, folder / "model.pth.part")
                 _make_read_only(folder / "model.pth.part")
                 self._write_record(record)
-                # `_mend` finishes what a crash from here on leaves.
+                # After a crash from here on, `_repair` finishes the replacement.
                 (folder / "model.pth.part").replace(folder / "model.pth")
                 sync_folder(folder)
                 (folder / "model.json.part").replace(folder / "model.json")
                 sync_folder(folder)
                 sync_folder(self.root)
             except BaseException:
-                self._mend(model_id)
+                self._repair(model_id)
                 raise
         return record
 
     def link_into(self, model_id: str, target: Path) -> ModelRecord:
-        """Give a job the weights as they are now, as the new file `target`, and their record.
+        """Give a job the current weights, as the new file `target`; returns their record.
 
-        Whatever becomes of the model afterwards, `target` stays as it is; nobody may write to it.
+        Whatever happens to the model later, `target` does not change; nobody may write to it.
 
         Raises:
-            InvalidModelID, ModelNotFound: The ID could not be one; no model has it.
-            DiskFull: It had to be copied, and there is no room.
+            InvalidModelID: It is not a model ID.
+            ModelNotFound: No model has this ID.
+            DiskFull: The weights had to be copied, and there is no room.
         """
-        with self._together, full_disk_is_told():
+        with self._lock, reporting_full_disk():
             record = self.get(model_id)
             file = self.root / model_id / "model.pth"
-            if _may_change(file):
+            if _can_change(file):
                 shutil.copyfile(file, target)
             else:
                 link_or_copy(file, target)
@@ -234,35 +166,36 @@ class ModelStore:
             return record
 
     def remove(self, model_id: str) -> None:
-        """Remove a model; it vanishes at once and whole. Jobs that have it linked keep it.
+        """Remove a model in one step. Jobs that have a link to its weights keep them.
 
         Raises:
-            InvalidModelID, ModelNotFound: The ID could not be one; no model has it.
+            InvalidModelID: It is not a model ID.
+            ModelNotFound: No model has this ID.
         """
         aside = self.root / f"{REMOVED}{uuid.uuid4().hex}"
-        with self._together:
+        with self._lock:
             self.get(model_id)
             (self.root / model_id).rename(aside)
             sync_folder(self.root)
-        discard(aside)
+        _discard_or_log(aside)
 
     def recover(self) -> None:
-        """At a start: finish or undo what a crash left, and look again at files put in by hand."""
+        """At a start: finish or undo what a crash interrupted, and adopt files put in by hand."""
         if not self.root.is_dir():
             return
-        with self._together:
+        with self._lock:
             for path in list(self.root.iterdir()):
                 if path.name.startswith(REMOVED):
-                    discard(path)
+                    _discard_or_log(path)
                 elif MODEL_ID.fullmatch(path.name) and path.is_dir():
                     try:
-                        self._mend(path.name)
-                    except OSError as error:  # one folder is no reason not to start
+                        self._repair(path.name)
+                    except OSError as error:  # one folder must not stop the start
                         logger.warning("model %s cannot be read: %s", path.name, error.strerror)
 
     def _record(self, name: str) -> ModelRecord | None:
         folder = self.root / name
-        record = _read_record(folder / "model.json") if (folder / "model.pth").is_file() else None
+        record = read_record(folder / "model.json") if (folder / "model.pth").is_file() else None
         return record and replace(record, model_id=name)
 
     def _write_record(self, record: ModelRecord) -> None:
@@ -273,33 +206,33 @@ class ModelStore:
             os.fsync(file.fileno())
         sync_folder(path.parent)
 
-    def _mend(self, name: str) -> None:
-        """Make one folder consistent, whatever step a crash, or a person, stopped at."""
+    def _repair(self, name: str) -> None:
+        """Make one folder consistent, whatever a crash or a person left in it."""
         folder = self.root / name
         weights, kept, part = (folder / n for n in ("model.pth", "model.json", "model.json.part"))
         discard(folder / "model.pth.part")
         if not weights.is_file():
             for path in (kept, part):
-                if _read_record(path):  # else it is someone else's file
+                if read_record(path):  # otherwise it is someone else's file
                     discard(path)
-            with contextlib.suppress(OSError):  # a file of someone else's keeps the folder
+            with contextlib.suppress(OSError):  # the folder stays if someone else's file is in it
                 folder.rmdir()
             return
         if not weights.is_symlink():
             _make_read_only(weights)
-        if _may_change(weights):
-            logger.warning("model %s: its file can be written to; each job gets a copy", name)
-        next_record = _read_record(part)
-        if next_record and next_record.sha256 == _sha256(weights):
+        if _can_change(weights):
+            logger.warning("model %s: its file is writable, so each job gets a copy", name)
+        next_record = read_record(part)
+        if next_record and next_record.sha256 == sha256_of(weights):
             part.replace(kept)
             return
         discard(part)
-        record, facts = _read_record(kept), weights.stat()
+        record, facts = read_record(kept), weights.stat()
         if record and record.size == facts.st_size and facts.st_mtime_ns <= kept.stat().st_mtime_ns:
             return
-        found = _sha256(weights)
+        found = sha256_of(weights)
         if record is None or record.sha256 != found:
-            logger.warning("model %s: its weights are not those of its record", name)
+            logger.warning("model %s: its weights do not match its record", name)
             record = ModelRecord(
                 model_id=name,
                 sha256=found,
@@ -307,9 +240,9 @@ class ModelStore:
                 size=facts.st_size,
                 uploaded_at=iso(utc_now()),
                 source="found",
-                unknown={} if record else _fields_of(kept),
+                unknown={} if record else read_fields(kept),
                 warnings=(
-                    "The file was found in the workspace, and was never checked.",
+                    "The file was found in the workspace and was never checked.",
                     *_warnings_of_name(name),
                 ),
             )
@@ -319,7 +252,7 @@ class ModelStore:
 
 
 def _warnings_of_name(model_id: str) -> tuple[str, ...]:
-    """`spleenseg --mode ID@URL` looks for these words in all of it, in just this case."""
+    """`spleenseg --mode ID@URL` looks for these words, in lower case, in the whole of it."""
     return tuple(
         f"The ID contains {word!r}: the plugin's remote mode would start {word} as well."
         for word in ("training", "inference")
@@ -327,35 +260,22 @@ def _warnings_of_name(model_id: str) -> tuple[str, ...]:
     )
 
 
-def _read_record(path: Path) -> ModelRecord | None:
-    try:
-        return ModelRecord.from_json(_fields_of(path))
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def _fields_of(path: Path) -> dict[str, Any]:
-    """What `model.json` says; empty where it cannot be read."""
-    try:
-        fields = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
 def _make_read_only(file: Path) -> None:
-    """Let nobody write to it in place, and make its content durable."""
+    """Make a file read-only and durable."""
     with file.open("rb") as opened:
-        with contextlib.suppress(OSError):  # another's file, or a file system without modes
+        with contextlib.suppress(OSError):  # another user's file, or a file system without modes
             os.fchmod(opened.fileno(), READ_ONLY)
         os.fsync(opened.fileno())
 
 
-def _may_change(file: Path) -> bool:
-    """Whether its content may become another under the same name, without us."""
+def _can_change(file: Path) -> bool:
+    """Whether the content behind this name can change: it is a symbolic link, or writable."""
     return file.is_symlink() or bool(file.stat().st_mode & WRITABLE)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _discard_or_log(aside: Path) -> None:
+    """Remove what is left of a removed model; the next start tries again if it cannot be done."""
+    try:
+        discard(aside)
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", aside, error.strerror)

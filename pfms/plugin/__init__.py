@@ -1,7 +1,7 @@
-"""The plugin: how it is called, what it reads and writes, and what its end means."""
+"""The plugin: how it is called, what it reads and writes, and what its exit means."""
 
 from pfms.plugin.interface import Plugin
 from pfms.plugin.spleenseg import Spleenseg
 
 PLUGIN: Plugin = Spleenseg()
-"""The one that this service runs."""
+"""The plugin that this service runs."""

@@ -1,4 +1,4 @@
-"""What makes the plugin faster and leaves its voxels as they are, each step by its name."""
+"""The steps that make the plugin faster without changing its voxels, by name."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A step that makes the plugin faster and leaves its voxels as they are.
+    """A step that makes the plugin faster without changing its voxels.
 
-    What was measured is in `docs/adaptations.md`.
+    The measurements are in `docs/adaptations.md`.
 
     Attributes:
-        name: By which it can be left out (`PFMS_ADAPTATIONS_OFF`).
+        name: For leaving it out (`PFMS_ADAPTATIONS_OFF`).
         why: What it does.
-        environment: What it sets, in `command.sh` too; empty where it is a step of the warm
-            parent, a function in `programs/warm_plugin.py`.
+        environment: Variables that it sets, in `command.sh` too. Empty if it is a function of the
+            warm parent, in `programs/warm_plugin.py`.
     """
 
     name: str
@@ -38,24 +38,24 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
     ),
     Adaptation(
         name="sleep-at-barriers",
-        why="OpenMP's threads spin while they wait for each other: for nothing, on busy cores.",
+        why="OpenMP's threads spin while they wait for each other, which wastes busy cores.",
         environment={"OMP_WAIT_POLICY": "passive"},
     ),
-    Adaptation("preload", "Modules that a run imports when the plugin itself is imported already."),
-    Adaptation("no-workers", "Four processes to load the one image that is in memory already."),
-    Adaptation("igzip", "Volumes are packed and unpacked by ISA-L, which is quicker than zlib."),
-    Adaptation("argmax-layout", "torch's argmax is slow where the classes lie apart in memory."),
+    Adaptation("preload", "The parent also imports the modules that a run would import later."),
+    Adaptation("no-workers", "No four processes are started to load one image already in memory."),
+    Adaptation("igzip", "Volumes are packed and unpacked by ISA-L, which is faster than zlib."),
+    Adaptation("argmax-layout", "torch's argmax is slow when the classes are far apart in memory."),
 )
 
 
 def adaptations(without: Collection[str] = ()) -> list[Adaptation]:
-    """Those in use.
+    """The adaptations in use.
 
     Args:
         without: Names of `ADAPTATIONS` to leave out.
 
     Raises:
-        ValueError: `without` names none of them.
+        ValueError: `without` has a name that is not an adaptation.
     """
     if unknown := set(without) - {step.name for step in ADAPTATIONS}:
         raise ValueError(f"no such adaptation: {', '.join(sorted(unknown))}")

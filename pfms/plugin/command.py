@@ -1,6 +1,6 @@
-"""The plugin on this machine: where its command is, which Python runs it, which versions there are.
+"""The plugin on this machine: where its command is, which Python runs it, which versions it has.
 
-All of it cheap: files and metadata are read, nothing of the plugin is imported or started.
+This is cheap: it reads files and metadata, but imports and starts nothing of the plugin.
 """
 
 import importlib.metadata
@@ -32,8 +32,8 @@ class PluginCommand:
     """How the plugin is called.
 
     Attributes:
-        argv: What a command line begins with, absolute.
-        interpreter: The Python that runs it; our own where its executable does not tell.
+        argv: The beginning of its command lines; absolute.
+        interpreter: The Python that runs it; our own if its executable does not say.
         kind: `entry-point` (a console script of our own Python), `script` (a `.py`, run by our own
             Python), `foreign` (anything else).
         entry_point: `module:function` of an `entry-point`, else None.
@@ -48,11 +48,11 @@ class PluginCommand:
 def resolve_command(setting: str) -> PluginCommand:
     """Find what `PFMS_PLUGIN_COMMAND` names.
 
-    A bare command is looked for beside our own Python first (its environment need not be active),
+    A bare command is looked for beside our own Python first, whose environment need not be active,
     then on PATH.
 
     Raises:
-        StartError: It is not there, cannot be executed, or its package is not installed.
+        StartError: It was not found, cannot be executed, or its package is not installed.
     """
     if setting.endswith(".py"):
         script = _absolute(setting)
@@ -72,7 +72,7 @@ def resolve_command(setting: str) -> PluginCommand:
     module = PACKAGE if entry_point is None else entry_point.module
     if (entry_point or executable.name == PACKAGE) and not _importable(module):
         raise StartError(
-            f"The command '{setting}' is there, but not its Python package '{module}'.", _INSTALL
+            f"The command '{setting}' was found, but not its Python package '{module}'.", _INSTALL
         )
     if entry_point is None:
         return PluginCommand((str(executable),), interpreter, "foreign")
@@ -95,7 +95,7 @@ def _executable(setting: str) -> Path:
     found = shutil.which(setting, path=beside_us) or shutil.which(setting)
     if found is None:
         raise StartError(
-            f"The plugin's command '{setting}' is not there, neither beside {sys.executable} "
+            f"The plugin's command '{setting}' was found neither beside {sys.executable} "
             "nor on PATH.",
             f"{_INSTALL} Or: {_REMEDY}",
         )
@@ -103,7 +103,7 @@ def _executable(setting: str) -> Path:
 
 
 def _interpreter_of(executable: Path) -> str | None:
-    """The Python of a script's first line, absolute; None where it is none."""
+    """The Python that a script's first line names, absolute; None if it does not name one."""
     try:
         with executable.open("rb") as file:
             start = file.read(1024).decode(errors="replace")
@@ -113,7 +113,7 @@ def _interpreter_of(executable: Path) -> str | None:
         return None
     words = start[2:].split("\n", 1)[0].split()
     if words and Path(words[0]).name == "sh":
-        # pip's form for a path too long for a first line: a shell that starts the Python
+        # pip's form if the path is too long for a first line: a shell that starts the Python
         match = re.search(r"^'''exec' (\"[^\"]+\"|\S+) ", start, re.MULTILINE)
         words = [match[1].strip('"')] if match else []
     if words and Path(words[0]).name == "env":
@@ -124,9 +124,10 @@ def _interpreter_of(executable: Path) -> str | None:
 
 
 def _is_our_own(interpreter: str) -> bool:
-    # by folder: python, python3, python3.11 of one environment; two environments may share a file
+    # Compare folders: an environment has python, python3 and python3.11, and two environments may
+    # link to the same file.
     own, its = Path(sys.executable).parent, Path(interpreter).parent
-    return its.is_dir() and own.samefile(its)  # one of them may go by a link
+    return its.is_dir() and own.samefile(its)  # one of the paths may contain a link
 
 
 def _entry_point(name: str) -> importlib.metadata.EntryPoint | None:
@@ -138,7 +139,7 @@ def _importable(module: str) -> bool:
 
 
 def plugin_version(command: PluginCommand) -> str | None:
-    """The version of the package that the command belongs to, where it is of our own Python."""
+    """The version of the package that the command belongs to; None if not in our own Python."""
     if command.kind != "entry-point":
         return None
     entry_point = _entry_point(Path(command.argv[0]).name)
@@ -146,8 +147,8 @@ def plugin_version(command: PluginCommand) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """What decides about a run's voxels, for comparing a replay; packages that are there."""
-    # An installation changes the time of its folder. Reading it all anew takes 5 ms a run.
+    """The versions of everything that affects a run's voxels, as far as it is installed."""
+    # Cached, since reading them takes 5 ms per run; an installation changes its folder's time.
     return dict(_versions_at(tuple(_changed_at(folder) for folder in sys.path)))
 
 
@@ -182,10 +183,10 @@ def _cpu_model() -> str:
 
 
 def host_facts(spare_home: Path) -> HostFacts:
-    """What this machine lacks that the plugin's libraries ask for.
+    """What the plugin's libraries need to be told about this machine.
 
     Args:
-        spare_home: A folder to serve as HOME where HOME cannot be written: made in that case.
+        spare_home: A folder to use as HOME if HOME is not writable; it is made in that case.
     """
     try:
         pwd.getpwuid(os.getuid())

@@ -1,4 +1,4 @@
-"""The text of `command.sh`: a POSIX shell script that runs a job's plugin call again. Pure."""
+"""The text of `command.sh`: a POSIX shell script that repeats a job's plugin call. Pure."""
 
 import re
 import shlex
@@ -8,19 +8,19 @@ from pathlib import PurePosixPath
 from pfms.plugin.python_settings import NOT_FOR_RUNS
 
 _SCRIPT = r"""#!/bin/sh
-# A run of pfms, to be run again: the same call of the plugin, in the same environment.
-# It needs this folder and the plugin (pip install spleenseg), nothing of pfms. The same versions
-# on the same kind of processor give the same voxels.
+# Repeats a run of pfms: the same call of the plugin, in the same environment.
+# It needs this folder and the plugin (pip install spleenseg), but not pfms. The same versions on
+# the same kind of processor give the same voxels.
 set -eu
 
 if [ $# -gt 1 ] || case "${1:-}" in -*) true ;; *) false ;; esac; then
     cat <<'END'
 usage: command.sh [OUTPUTDIR]
 
-Runs the plugin on input/ of this folder, as pfms did. OUTPUTDIR is relative to the folder that you
-call it from, or absolute; it must be empty or not there yet. Without it the output goes to
+Runs the plugin on input/ in this folder, as pfms did. OUTPUTDIR is absolute, or relative to the
+folder that you call this from; it must be empty, or not exist yet. Without it, the output goes to
 'rerun', beside 'output'. The segmentation is OUTPUTDIR/inference/input/input_seg.nii.gz. (With
-fewer than 21 slices the plugin writes it and then ends with an IndexError of its own.)
+fewer than 21 slices the plugin writes it, then ends with an IndexError of its own.)
 END
     case "$*" in -h | --help) exit 0 ;; *) exit 2 ;; esac
 fi
@@ -49,7 +49,7 @@ case "${1:-}" in
 esac
 
 for file in @FILES@; do
-    [ -f "$file" ] || fail "$file is not there any more: this run cannot be run again"
+    [ -f "$file" ] || fail "$file is no longer there: this run cannot be repeated"
 done
 @COMMAND@
 mkdir -p "$out"
@@ -57,7 +57,7 @@ mkdir -p "$out"
 
 unset @UNSET@
 @ENVIRONMENT@
-# What the plugin's libraries need of any machine: a user's name, a home that can be written.
+# What the plugin's libraries need on any machine: a user's name and a writable home.
 if ! id -un >/dev/null 2>&1; then
     export USER="${USER:-pfms}"
 fi
@@ -78,19 +78,19 @@ if [ -f "$recorded" ] && [ -x "$recorded" ]; then
 elif found=$(command -v "$name"); then
     set -- "$found"
 else
-    fail "neither $recorded nor a '$name' on PATH is there: install it" 127
+    fail "neither $recorded nor '$name' on PATH was found: install it" 127
 fi
 """
 
 _SCRIPT_OF_AN_INTERPRETER = r"""
 for file in @COMMAND@; do
-    [ -f "$file" ] || fail "the plugin was run by $file, which is not there" 127
+    [ -f "$file" ] || fail "the plugin was run by $file, which was not found" 127
 done
 set -- @COMMAND@
 """
 
-# Said by the script itself, for the machine that it runs on.
-_OF_THE_MACHINE = {"USER", "HOME", "MPLCONFIGDIR"}
+# Left to the script, which sets them for the machine that it runs on.
+_MACHINE_SPECIFIC = {"USER", "HOME", "MPLCONFIGDIR"}
 
 
 def render(
@@ -101,31 +101,31 @@ def render(
     files: Sequence[str],
     result: str,
 ) -> str:
-    """The script; it stands by itself.
+    """The script, which needs nothing of pfms.
 
     Args:
-        command: The executable (where it is gone the script takes one of its name from PATH), or
-            an interpreter and its script.
-        arguments: The plugin's, all but the output folder, which comes last.
-        environment: What it sets; all but what depends on the machine.
-        files: What must be there, relative to the script's folder.
+        command: The executable, or an interpreter and its script. If an executable is gone, the
+            script looks on PATH for one with the same name.
+        arguments: The plugin's arguments, except the output folder, which comes last.
+        environment: The run's environment; what depends on the machine is left out.
+        files: The files that must exist, relative to the script's folder.
         result: The segmentation, relative to the output folder.
     """
     if len(command) == 1:
         name = PurePosixPath(command[0]).name
-        find = _filled(
+        find = _fill(
             _EXECUTABLE,
             EXECUTABLE=shlex.quote(command[0]),
             NAME=shlex.quote(name),
         )
     else:
-        find = _filled(_SCRIPT_OF_AN_INTERPRETER, COMMAND=shlex.join(command))
+        find = _fill(_SCRIPT_OF_AN_INTERPRETER, COMMAND=shlex.join(command))
     exports = "".join(
         f"export {name}={shlex.quote(value)}\n"
         for name, value in sorted(environment.items())
-        if name not in _OF_THE_MACHINE
+        if name not in _MACHINE_SPECIFIC
     )
-    return _filled(
+    return _fill(
         _SCRIPT,
         FILES=shlex.join(files),
         COMMAND=find,
@@ -136,5 +136,5 @@ def render(
     )
 
 
-def _filled(template: str, **parts: str) -> str:
+def _fill(template: str, **parts: str) -> str:
     return re.sub(r"@([A-Z]+)@", lambda match: parts[match[1]], template)

@@ -1,4 +1,4 @@
-"""What pfms asks of a plugin. All that it knows of one in particular stands behind this."""
+"""What pfms asks of a plugin. Everything specific to one plugin is behind this interface."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar, Protocol
@@ -11,12 +11,12 @@ class Plugin(Protocol):
     """A ChRIS plugin that segments one volume with one file of weights.
 
     Attributes:
-        name: Of its package and of its command.
-        network: Where its package keeps the network that weights must fit: `module:attribute`.
+        name: The name of its package and its command.
+        network: Where its package has the network that weights must fit: `module:attribute`.
         volume: Where it finds the volume, relative to the job's folder.
-        weights: Where it finds the weights, likewise.
-        outputs: The files that it writes, for the resultants that pfms serves untouched; relative
-            to the job's folder.
+        weights: Where it finds the weights, relative to the job's folder.
+        outputs: The files that it writes, relative to the job's folder, for the resultants that
+            pfms serves unchanged.
     """
 
     name: ClassVar[str]
@@ -30,12 +30,12 @@ class Plugin(Protocol):
     def argv(
         self, command: Sequence[str], device: str, resultant: Resultant = "labels"
     ) -> tuple[str, ...]:
-        """The whole command line of a run, for the job's folder as working directory.
+        """The whole command line of a run, with the job's folder as working directory.
 
         Args:
             command: How the plugin is called (`PluginCommand.argv`).
             device: `cpu` or `cuda:N`.
-            resultant: What has to come out.
+            resultant: What the run has to produce.
         """
 
     def environment(
@@ -48,8 +48,8 @@ class Plugin(Protocol):
         """What a run sets on top of the server's own environment.
 
         Args:
-            host: About this machine.
-            threads: Threads for a run that shares the cores; None leaves all cores to it.
+            host: What the plugin needs to be told about this machine.
+            threads: Threads for a run that shares the cores; None if it may use all cores.
             without: Names of adaptations to leave out.
 
         Raises:
@@ -57,28 +57,28 @@ class Plugin(Protocol):
         """
 
     def command_script(self, argv: Sequence[str], environment: Mapping[str, str]) -> str:
-        """`command.sh`: a run's call, to be made again by hand, here or on another machine.
+        """`command.sh`, which repeats a run's call, here or on another machine.
 
         Args:
-            argv: Of `argv`.
-            environment: Of `environment`.
+            argv: As `argv` gave it.
+            environment: As `environment` gave it.
         """
 
-    # --- what it makes of a volume -------------------------------------------------------------
+    # --- how it reads a volume -----------------------------------------------------------------
 
-    def check_makes(self, resultant: Resultant, shape: tuple[int, int, int]) -> None:
-        """Refuse a resultant that it cannot make of a volume of this shape (x, y, z).
+    def check_can_make(self, resultant: Resultant, shape: tuple[int, int, int]) -> None:
+        """Refuse a resultant that it cannot make from a volume of this shape (x, y, z).
 
         Raises:
-            UnsupportedNifti: It cannot.
+            UnsupportedNifti: It cannot make it.
         """
 
-    def believes_sform(self, pixdim: Floats, spacing: Floats) -> bool:
-        """Whether its reader places a volume by the sform, and not by the qform.
+    def uses_sform(self, pixdim: Floats, spacing: Floats) -> bool:
+        """Whether its reader uses a volume's sform, and not its qform.
 
         Args:
-            pixdim: The spacing that the header gives, mm.
-            spacing: That of the sform, mm.
+            pixdim: The spacing in the header, in mm.
+            spacing: The spacing of the sform, in mm.
         """
 
     def network_grid(self, shape: tuple[int, int, int], affine: Floats) -> tuple[int, int, int]:
@@ -89,10 +89,10 @@ class Plugin(Protocol):
             affine: 4 x 4, from voxel indices to millimetres in RAS.
         """
 
-    # --- what it says --------------------------------------------------------------------------
+    # --- what it reports -----------------------------------------------------------------------
 
     def stage_of(self, log_text: str) -> Stage:
-        """How far a run is, by what it has printed."""
+        """The stage that a run has reached, from what it has printed."""
 
     def cause_of(
         self,
@@ -103,4 +103,4 @@ class Plugin(Protocol):
         root: str = "",
         disk_full: bool = False,
     ) -> Verdict:
-        """Why a run ended as it did: as `verdict.cause_of`, and what is this plugin's alone."""
+        """Why a run ended as it did: `verdict.cause_of`, plus what is specific to this plugin."""

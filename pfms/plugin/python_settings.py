@@ -1,14 +1,14 @@
-"""Python's own settings in the environment, and which of them no run gets. Pure."""
+"""Python's own settings in the environment that runs do not get. Pure."""
 
-# They are meant for the server, or for looking into a program. What says where Python and its
-# packages are (PYTHONPATH, PYTHONHOME, PYTHONUSERBASE, PYTHONNOUSERSITE) is not among them: the
-# plugin has to be found in a run as the server finds it.
+# These are meant for the server, or for debugging. Those that say where Python and its packages are
+# (PYTHONPATH, PYTHONHOME, PYTHONUSERBASE, PYTHONNOUSERSITE) are not in the list: a run has to find
+# the plugin as the server does.
 NOT_FOR_RUNS = (
-    "PYTHONSAFEPATH",  # a script would not find what lies beside it
+    "PYTHONSAFEPATH",  # a script would not find the modules beside it
     "PYTHONWARNINGS",  # with `error`, a library's warning would end the run
     "PYTHONWARNDEFAULTENCODING",
     "PYTHONDEVMODE",
-    "PYTHONOPTIMIZE",  # the plugin's assertions would not be looked at
+    "PYTHONOPTIMIZE",  # the plugin's assertions would not be checked
     "PYTHONINSPECT",  # a run that failed would end with code 0
     "PYTHONSTARTUP",
     "PYTHONVERBOSE",  # thousands of lines would hide why a run failed

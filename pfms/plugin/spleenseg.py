@@ -1,6 +1,6 @@
-"""The plugin spleenseg: its command line, the files that it reads and writes, what it says.
+"""The plugin spleenseg: its command line, the files that it reads and writes, what it prints.
 
-Nothing here touches a file or a process, so each rule is tested from a table.
+Nothing here uses files or processes, so each rule is tested from a table.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,8 +15,8 @@ from pfms.plugin.grid import resampled_shape
 from pfms.plugin.types import ORDINARY_HOST, Floats, HostFacts, PluginExit, Resultant, Stage
 from pfms.plugin.verdict import Verdict, cause_of, last_traceback
 
-# Relative to the job's folder. The plugin takes every `imagesTs/**/*nii.gz` and the first file of
-# the model's name below its input folder, so each job has a tree with exactly one of both.
+# Relative to the job's folder. Below its input folder, the plugin takes every `imagesTs/**/*nii.gz`
+# and the first file with the model's name, so each job has a tree with exactly one of each.
 _INPUTDIR = "input"
 _OUTPUTDIR = "output"
 _MODEL_NAME = "model.pth"
@@ -26,7 +26,7 @@ _ONEHOT = f"{_OUTPUTDIR}/inference/input/input_seg.nii.gz"
 _LOGITS = f"{_OUTPUTDIR}/inference/output.nii.gz"
 
 _NETWORK_SPACING = (1.5, 1.5, 2.0)  # mm along R, A and S
-# Its picture shows slice 20 of the last axis; a volume that has none ends it there.
+# Its picture shows slice 20 of the last axis; the plugin fails on volumes without one.
 _SLICES_FOR_PICTURE = 21
 _NO_PICTURE = (
     f"The volume has fewer than {_SLICES_FOR_PICTURE} slices: the plugin made the segmentation, "
@@ -60,9 +60,9 @@ class Spleenseg:
     ) -> dict[str, str]:
         """What a run sets on top of the server's own environment."""
         chosen = {
-            "MPLBACKEND": "Agg",  # no display
-            "PYTHONUNBUFFERED": "1",  # the log can be followed
-            "PYTHONIOENCODING": "utf-8",  # its banner kills it under a Latin-1 locale
+            "MPLBACKEND": "Agg",  # there is no display
+            "PYTHONUNBUFFERED": "1",  # so that the log can be followed
+            "PYTHONIOENCODING": "utf-8",  # in a Latin-1 locale, its banner would kill it
         }
         if not host.has_user:
             chosen["USER"] = "pfms"
@@ -87,21 +87,20 @@ class Spleenseg:
             result=_ONEHOT.removeprefix(f"{_OUTPUTDIR}/"),
         )
 
-    def check_makes(self, resultant: Resultant, shape: tuple[int, int, int]) -> None:
-        """Refuse logits of a volume at which the plugin stops before it writes them."""
+    def check_can_make(self, resultant: Resultant, shape: tuple[int, int, int]) -> None:
+        """Refuse logits for a volume on which the plugin fails before it writes them."""
         if resultant == "logits" and shape[2] < _SLICES_FOR_PICTURE:
             raise UnsupportedNifti(
                 f"The volume has {shape[2]} slices: with fewer than {_SLICES_FOR_PICTURE} the "
-                "plugin stops before it writes the logits.",
-                "Ask for the resultant 'labels' or 'onehot', or send a volume of more slices.",
+                "plugin fails before it writes the logits.",
+                "Ask for the resultant 'labels' or 'onehot', or send a volume with more slices.",
             )
 
-    def believes_sform(self, pixdim: Floats, spacing: Floats) -> bool:
-        """Whether its reader goes by the sform.
+    def uses_sform(self, pixdim: Floats, spacing: Floats) -> bool:
+        """Whether its reader uses the sform.
 
-        MONAI's loader does not believe an sform whose spacing differs from pixdim, and takes the
-        qform in its place (monai.data.utils.rectify_header_sform_qform, MONAI 1.6.1), whatever its
-        code.
+        MONAI's loader ignores an sform whose spacing differs from pixdim, and uses the qform
+        instead, whatever its code (monai.data.utils.rectify_header_sform_qform, MONAI 1.6.1).
         """
         return bool(np.allclose(pixdim, spacing))
 
@@ -110,7 +109,7 @@ class Spleenseg:
         return resampled_shape(shape, affine, _NETWORK_SPACING)
 
     def stage_of(self, log_text: str) -> Stage:
-        """How far a run is, by the lines that it prints."""
+        """The stage that a run has reached, from the lines that it has printed."""
         if "--------> novel inference" in log_text:
             return "saving"
         return "inferring" if "Loading dataset: 100%" in log_text else "loading"
@@ -124,7 +123,7 @@ class Spleenseg:
         root: str = "",
         disk_full: bool = False,
     ) -> Verdict:
-        """Why a run ended as it did; a picture that it could not draw is not a failure."""
+        """Why a run ended as it did; it is not a failure if only the picture could not be drawn."""
         if onehot_written and exit.code == 1 and _failed_at_its_picture(log_tail):
             return Verdict(None, warning=_NO_PICTURE)
         return cause_of(exit, log_tail, onehot_written, root=root, disk_full=disk_full)

@@ -1,4 +1,4 @@
-"""What crosses between the jobs, the executors and the plugin."""
+"""The types that jobs, executors and the plugin exchange."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ STAGES: tuple[Stage, ...] = ("loading", "inferring", "saving")
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What the plugin's libraries ask of the machine that it may not have.
+    """What the plugin's libraries expect of a machine, and whether this one has it.
 
     Attributes:
-        has_user: The user ID has a passwd entry; without one `import monai` dies.
-        spare_home: A folder to be HOME, where HOME itself cannot be written; else None.
+        has_user: The user ID has a passwd entry; without one, `import monai` fails.
+        spare_home: A folder to use as HOME if HOME is not writable; else None.
     """
 
     has_user: bool = True
@@ -32,14 +32,14 @@ ORDINARY_HOST = HostFacts()
 
 @dataclass(frozen=True)
 class PluginRun:
-    """One call of the plugin, fully said.
+    """Everything that an executor needs for one run of the plugin.
 
     Attributes:
         job: The job's ID, which marks its processes (`marks.JOB_MARK`).
-        root: The job's folder: the working directory of the plugin.
-        argv: The command line, the executable first; paths relative to `root`.
-        environment: What is set on top of the server's own environment.
-        log: Where stdout and stderr go; appended to.
+        root: The job's folder, which is the plugin's working directory.
+        argv: The command line, the executable first; paths are relative to `root`.
+        environment: What to set on top of the server's own environment.
+        log: The file that stdout and stderr are appended to.
         time_limit: Seconds from the start, after which the run is ended.
         grace: Seconds between TERM and KILL.
     """
@@ -55,15 +55,15 @@ class PluginRun:
 
 @dataclass(frozen=True)
 class PluginExit:
-    """How a run ended: the one terminal message, whatever happened.
+    """How a run ended, whatever happened.
 
     Attributes:
-        code: The exit code; None where a signal ended it or it never started.
+        code: The exit code; None if a signal ended it or it never started.
         signal: The number of the signal that ended it, else None.
         seconds: From start to end.
         ended_by: `itself`; `time-limit` (the executor ended it); `executor` (the executor lost it,
             through no fault of the run: it may be tried again); `not-started`.
-        message: Why it was not started or was lost, one line; else empty.
+        message: Why it was not started or was lost, in one line; else empty.
     """
 
     code: int | None
@@ -75,12 +75,12 @@ class PluginExit:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run says of itself meanwhile.
+    """How far a run has come.
 
     Attributes:
         stage: `loading`, `inferring` or `saving`.
-        done: Windows the network has done, or None where nobody can know.
-        total: Windows in all, likewise.
+        done: Windows that the network has processed, or None if unknown.
+        total: All windows, or None if unknown.
     """
 
     stage: str

@@ -1,4 +1,4 @@
-"""What the end of a run meant: its cause, told from exit code, signal and log. Pure."""
+"""Finds out why a run ended as it did, from its exit code, signal and log. Pure."""
 
 import re
 import signal
@@ -12,12 +12,12 @@ DETAIL_LENGTH = 300
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the end of a run meant.
+    """Whether a run succeeded, and if not, why.
 
     Attributes:
-        error: The code of an error (`errors.by_code`); None where it ended well.
-        detail: Why, one line, no path of this server; empty where it ended well.
-        warning: What the record and the caller should be told of a run that ended well.
+        error: The code of an error (`errors.by_code`); None if it succeeded.
+        detail: Why, in one line without paths of this server; empty if it succeeded.
+        warning: What the record and the caller should be told about a run that succeeded.
     """
 
     error: str | None
@@ -26,12 +26,12 @@ class Verdict:
 
     @property
     def ok(self) -> bool:
-        """The plugin did its work; its result is still to be checked."""
+        """Whether the plugin succeeded; its result still has to be checked."""
         return self.error is None
 
 
-# The first that matches decides: the particular before the general (a full /dev/shm and a full
-# disk share their errno, and a worker's death has a cause of its own before its echo).
+# The first match decides, so specific patterns come before general ones: a full /dev/shm and a full
+# disk have the same errno, and the cause of a worker's death appears before its consequences.
 _CAUSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (error, re.compile(pattern, re.MULTILINE))
     for error, pattern in (
@@ -61,8 +61,11 @@ _CAUSES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
 )
 
 _SIGNALS = {
-    "SIGKILL": ("out-of-memory", "It was killed, as the system does when memory runs out"),
-    "SIGBUS": ("no-shared-memory", "It died of a bus error, as when shared memory runs out"),
+    "SIGKILL": ("out-of-memory", "It was killed, as happens when memory runs out"),
+    "SIGBUS": (
+        "no-shared-memory",
+        "It died of a bus error, as happens when shared memory runs out",
+    ),
 }
 _TRACEBACK = "Traceback (most recent call last):"
 _NO_ROOM = "The disk of the server was full when the plugin ended."
@@ -80,11 +83,11 @@ def cause_of(
 
     Args:
         exit: How the run ended.
-        log_tail: The end of its log; 64 KiB are plenty.
-        onehot_written: The segmentation is there and the run wrote it.
-        root: The job's folder: paths in it become relative to it in the detail.
-        disk_full: No room was left when it ended. The log lies on the same disk, so that it cannot
-            say so itself.
+        log_tail: The end of its log; 64 KiB is plenty.
+        onehot_written: Whether the run wrote the segmentation.
+        root: The job's folder: in the detail, paths in it are shown relative to it.
+        disk_full: Whether the disk was full when it ended. The log is on the same disk, so it may
+            not say so.
     """
     if exit.ended_by == "not-started":
         return Verdict("plugin-failed", one_line(exit.message, root) or "It could not be started.")
@@ -97,10 +100,10 @@ def cause_of(
             return Verdict(None)
         if disk_full:
             return Verdict("disk-full", _NO_ROOM)
-        return Verdict("bad-result", "The plugin ended well but wrote no segmentation.")
+        return Verdict("bad-result", "The plugin ended without an error but wrote no segmentation.")
 
     died_of = _signal_of(exit)
-    if died_of == "SIGKILL":  # not ours: nothing that the log says weighs more
+    if died_of == "SIGKILL":  # not from us: this counts for more than anything in the log
         return _ended_by_signal(died_of)
     for error, pattern in _CAUSES:
         if match := pattern.search(log_tail):
@@ -117,7 +120,7 @@ def cause_of(
 
 
 def _signal_of(exit: PluginExit) -> str | None:
-    """The signal's name, also where a shell between us and the plugin made it 128 + N."""
+    """The signal's name, even if a shell between us and the plugin turned it into 128 + N."""
     number = exit.signal if exit.signal is not None else (exit.code or 0) - 128
     try:
         return signal.Signals(number).name
@@ -131,13 +134,13 @@ def _ended_by_signal(name: str) -> Verdict:
 
 
 def last_traceback(log_text: str) -> str:
-    """What follows the last traceback's first line; empty where there is none."""
+    """What follows the first line of the last traceback; empty if there is no traceback."""
     _, found, after = log_text.rpartition(_TRACEBACK)
     return after if found else ""
 
 
 def final_exception(log_text: str) -> str:
-    """The exception of the log's last traceback, its lines joined; empty where there is none."""
+    """The exception of the last traceback, its lines joined; empty if there is no traceback."""
     lines = iter(last_traceback(log_text).splitlines()[1:])
     line = next((line for line in lines if line and not line[0].isspace()), "")
     while line.endswith(":") and (more := next(lines, "").strip()):
@@ -145,12 +148,12 @@ def final_exception(log_text: str) -> str:
     return line
 
 
-def how_it_ended(returncode: int | None, said: str) -> str:
-    """How a program ended that should not have, and its last words: `with exit code 1: …`.
+def how_it_ended(returncode: int | None, stderr: str) -> str:
+    """How a program ended unexpectedly, and its last message: `with exit code 1: …`.
 
     Args:
-        returncode: Negative for the signal that ended it.
-        said: The end of its stderr.
+        returncode: Negative if a signal ended it.
+        stderr: The end of its stderr.
     """
     if returncode is not None and returncode < 0:
         try:
@@ -159,18 +162,18 @@ def how_it_ended(returncode: int | None, said: str) -> str:
             how = f"by signal {-returncode}"
     else:
         how = f"with exit code {returncode}"
-    words = last_words(said)
-    return f"{how}: {words}" if words else how
+    message = last_message(stderr)
+    return f"{how}: {message}" if message else how
 
 
-def last_words(said: str) -> str:
-    """The one line of a program's stderr that says most of why it died; empty without any."""
-    fatal = re.findall(r"^Fatal Python error: .*$", said, re.MULTILINE)
-    lines = [line for line in said.splitlines() if line.strip()]
-    return one_line((fatal or [final_exception(said)])[-1] or (lines or [""])[-1])
+def last_message(stderr: str) -> str:
+    """The line of a program's stderr that best says why it died; empty if there is none."""
+    fatal = re.findall(r"^Fatal Python error: .*$", stderr, re.MULTILINE)
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return one_line((fatal or [final_exception(stderr)])[-1] or (lines or [""])[-1])
 
 
-# a URL; a quoted path, which may hold spaces; a bare one
+# a URL; a quoted path, which may contain spaces; an unquoted one
 _PATH = re.compile(
     r"(?P<url>https?://\S+)|(?P<quote>['\"])(?P<quoted>/[^'\"]*)(?P=quote)"
     r"|(?<![\w./~])(?P<bare>/[^\s'\",;:()<>]+)"
@@ -178,13 +181,13 @@ _PATH = re.compile(
 
 
 def one_line(text: str, root: str = "") -> str:
-    """Fit for a `detail`: one line, at most 300 characters, nothing of this server's folders."""
+    """Make text fit for a `detail`: one line, at most 300 characters, no folders of this server."""
 
     def shown(match: re.Match[str]) -> str:
         if match["url"]:
             return match["url"]
         path = match["quoted"] or match["bare"]
-        relative = re.sub(r"^.*/jobs/[^/]+/", "", path)  # a job's folder, wherever it lies
+        relative = re.sub(r"^.*/jobs/[^/]+/", "", path)  # a job's folder, wherever it is
         kept = relative if relative != path else PurePosixPath(path).name
         return f"{match['quote'] or ''}{kept}{match['quote'] or ''}"
 

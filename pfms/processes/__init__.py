@@ -1,1 +1,1 @@
-"""Process groups: start one, know it by its marks, end it whole."""
+"""Process groups: start one, find it by its marks, end all of it."""

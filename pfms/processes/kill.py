@@ -1,4 +1,4 @@
-"""The end of a run's processes: TERM to the group, a grace time, KILL; then what escaped it."""
+"""Ends a run's processes: TERM to the group, a grace period, KILL; then whatever left the group."""
 
 import asyncio
 import contextlib
@@ -16,35 +16,35 @@ from pfms.processes.marks import JOB_MARK, Marked, find_marked
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.02
-_KILL_SECONDS = 1.0  # in which the kernel ends what was sent a KILL
-_LEFTOVER_SECONDS = 0.2  # between TERM and KILL for what a run that has ended leaves behind
+_KILL_SECONDS = 1.0  # for the kernel to end a process after KILL
+_LEFTOVER_SECONDS = 0.2  # between TERM and KILL for what an ended run left behind
 
 
 class Child(Protocol):
-    """A process that leads a group of its own: asyncio's `Process`, or one that another forked."""
+    """A process that leads its own group: asyncio's `Process`, or one forked by another process."""
 
     @property
     def pid(self) -> int:
-        """Its ID, and its group's."""
+        """The ID of the process and of its group."""
 
     @property
     def returncode(self) -> int | None:
-        """Negative where a signal ended it; None while it runs."""
+        """Negative if a signal ended it; None while it runs."""
 
     async def wait(self) -> int:
-        """The return code, when it has ended; may raise `ChildLost`.
+        """Wait until it has ended, for its return code; may raise `ChildLost`.
 
-        Who started it reaps it. The kernel may still be taking back its memory: a fifth of a
-        second for the plugin's 2 GB.
+        Its parent reaps it. The kernel may still be freeing its memory then: this takes 0.2 seconds
+        for the plugin's 2 GB.
         """
 
 
 class ChildLost(Exception):
-    """Who started the process, and would have reaped it, is gone."""
+    """The process's parent, which would have reaped it, is gone."""
 
 
 async def end_run(process: Child | None, job: str, grace: float) -> None:
-    """End what is left of a run."""
+    """End every process that is left of a run."""
     if process is not None:
         if process.returncode is None:
             await in_own_thread(_end_group, process.pid, grace)
@@ -59,41 +59,41 @@ async def end_run(process: Child | None, job: str, grace: float) -> None:
 
 
 def _end_group(group: int, grace: float, ended: int | None = None) -> None:
-    """End all of it; `ended` is a process that has ended, though it may still be there."""
+    """End a whole group; `ended` is a process of it that is known to have ended."""
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, _KILL_SECONDS)):
         try:
-            os.killpg(group, number)  # all at once: none can fork away from it
+            os.killpg(group, number)  # all at once, so that none can escape by forking
         except ProcessLookupError:
             return
         except PermissionError:
-            log.error("process group %d has taken another user's rights", group)
+            log.error("process group %d now belongs to another user", group)
             return
         until = time.monotonic() + seconds
-        while _group_lives(group, ended) and time.monotonic() < until:
+        while _group_is_alive(group, ended) and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
-    if _group_lives(group, ended):
-        log.error("process group %d does not end: it hangs in the kernel", group)
+    if _group_is_alive(group, ended):
+        log.error("process group %d does not end: it is stuck in the kernel", group)
 
 
 def _reap_adopted(group: int) -> None:
-    """Where we are a container's PID 1, the orphans of a group that was ended are ours to reap."""
+    """If we are a container's PID 1, reap the orphans of a group that was ended."""
     until = time.monotonic() + _KILL_SECONDS
-    with contextlib.suppress(ChildProcessError):  # there are none, or none any more
+    with contextlib.suppress(ChildProcessError):  # there are none, or no more
         while os.waitpid(-group, os.WNOHANG)[0] or time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
 
 
-def _group_lives(group: int, ended: int | None) -> bool:
-    """Whether more than the dead, and the one that has ended, is in it.
+def _group_is_alive(group: int, ended: int | None) -> bool:
+    """Whether the group has living processes, apart from the one that has ended.
 
-    One that forks all the time may be missed by the look around, and is ended by the KILL.
+    A process that forks all the time may be missed by this scan, but KILL ends it.
     """
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    # It counts the dead whom nobody has reaped yet: a container's PID 1 may never do so.
-    return any(_lives(pid) for pid in psutil.pids() if pid != ended and _group_of(pid) == group)
+    # `killpg` also finds dead processes not yet reaped; a container's PID 1 may never reap them.
+    return any(_is_alive(pid) for pid in psutil.pids() if pid != ended and _group_of(pid) == group)
 
 
 def _group_of(pid: int) -> int | None:
@@ -103,14 +103,14 @@ def _group_of(pid: int) -> int | None:
         return None
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     return False
 
 
 async def end_marked(name: str, value: str) -> int:
-    """Kill all processes that were started with `name` set to `value`; how many there were."""
+    """Kill all processes that were started with `name` set to `value`; returns how many."""
     return await in_own_thread(_kill_marked, name, value)
 
 
@@ -131,9 +131,9 @@ def _kill_marked(name: str, value: str) -> int:
 
 
 def _kill(marked: Marked) -> None:
-    if marked.group != os.getpgid(0):  # each run began a session, so its groups are its own
+    if marked.group != os.getpgid(0):  # each run has a session, so it shares no group with others
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            # at once: one by one, they could fork faster than they are found
+            # all at once: one by one, they could fork faster than they are found
             os.killpg(marked.group, signal.SIGKILL)
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(marked.pid)

@@ -1,7 +1,7 @@
-"""Marks: by them the processes of a run are known, whatever became of their group and server.
+"""Marks identify the processes of a run, even if they left their group or outlived their server.
 
-A mark is a variable of the environment that a process was started with. A PID alone identifies
-nothing: it may have been given to another process.
+A mark is a variable in the environment that a process was started with. A PID alone is not enough:
+it may have been reused.
 """
 
 import contextlib
@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import psutil
 
-JOB_MARK = "PFMS_JOB"  # the job's ID, in the environment of each process of its run
-WORKSPACE_MARK = "PFMS_WORKSPACE_MARK"  # the ID of the workspace, likewise
+JOB_MARK = "PFMS_JOB"  # the job's ID
+WORKSPACE_MARK = "PFMS_WORKSPACE_MARK"  # the ID of the workspace (`Workspace.mark`)
 
 
 class Marked(NamedTuple):
     """A process found by its mark.
 
     Attributes:
-        pid: Its ID, which may be another's when it has ended.
-        create_time: Seconds since 1970; tells it from such another.
-        value: Of the mark.
+        pid: Its ID, which may be reused after it has ended.
+        create_time: Seconds since 1970; tells it from a later process with the same ID.
+        value: The value of the mark.
         group: Its process group.
     """
 
@@ -32,7 +32,7 @@ class Marked(NamedTuple):
 
 
 def find_marked(name: str, value: str | None = None) -> list[Marked]:
-    """All processes but this one that were started with `name` (set to `value`). It blocks."""
+    """All other processes that were started with `name` (set to `value`, if given). Blocking."""
     found = []
     prefix = f"{name}=".encode()
     for pid in psutil.pids():
@@ -50,9 +50,9 @@ def find_marked(name: str, value: str | None = None) -> list[Marked]:
 
 
 def _environment_of(pid: int) -> bytes:
-    """Entries split by NUL; empty where it may not be read, and of the dead."""
+    """The entries, separated by NUL; empty if it cannot be read or the process is dead."""
     try:
-        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # noqa: PTH123 - 5 x quicker
+        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:  # noqa: PTH123 - 5 x faster
             return file.read()
     except OSError:
         if Path("/proc/self/environ").exists():

@@ -1,7 +1,7 @@
-"""One process group: start it, log to a file, end it whole: TERM, a grace time, KILL.
+"""One process group: start it, log to a file, end all of it: TERM, a grace period, KILL.
 
-The group is that of the session which a run begins. A process that left it by `setsid`, or that
-outlived its server, is known by the marks in its environment; a PID alone identifies nothing.
+Each run begins a session, and so a group. A process that left it by `setsid`, or that outlived its
+server, is found by the marks in its environment.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from pfms.plugin.types import PluginExit
 from pfms.processes.kill import Child, ChildLost, end_run
 from pfms.processes.marks import JOB_MARK
 
-# The machine had no room for one more process or file just then: not the run's fault.
-_NO_ROOM = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
-# A service manager that stops us tells all our processes at once: not the run's fault either.
-_TOLD_TO_END = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+# The machine could not start one more process or open one more file: not the run's fault.
+_NO_RESOURCES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+# A service manager that stops us signals all our processes at once: not the run's fault either.
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """The server's own environment without what is meant for it alone, and `extra` on top."""
+    """The server's environment, without what is meant only for the server, plus `extra`."""
     own = {
         name: value
         for name, value in os.environ.items()
@@ -38,7 +38,7 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def _absolute(folders: str) -> str:
-    """The folders as the server's own Python finds them, wherever a child is started."""
+    """Make the folders absolute, so that they mean the same wherever a child is started."""
     try:
         kept = [os.path.abspath(folder) for folder in folders.split(os.pathsep) if folder]  # noqa: PTH100
     except FileNotFoundError:  # the server's own folder is gone
@@ -56,17 +56,17 @@ async def run_in_group(
     time_limit: float,
     grace: float,
 ) -> PluginExit:
-    """Run a program to its end, in a process group of its own.
+    """Run a program to its end, in its own process group.
 
-    When this returns or raises, no process of the group is left and none that carries the job's
-    mark: at the latest `grace` and about a second after the time limit or the cancel, however
+    When this returns or raises, no process is left that is in the group or carries the job's mark.
+    That is at most `grace` and about a second after the time limit or the cancellation, however
     often the task is cancelled.
 
     Args:
         argv: The command line.
         job: The job's ID, for the mark.
         cwd: The working directory.
-        environment: What is set on top of `child_environment`.
+        environment: What to set on top of `child_environment`.
         log_file: stdout and stderr are appended to it; stdin is empty.
         time_limit: Seconds from the start.
         grace: Seconds between TERM and KILL.
@@ -94,13 +94,13 @@ async def run_child(
     time_limit: float,
     grace: float,
 ) -> PluginExit:
-    """What `run_in_group` promises, whoever starts the process.
+    """Keep the promises of `run_in_group` for a process that `spawning` starts.
 
     Args:
-        spawning: Gives the process, or why there is none; never cancelled. It may raise.
+        spawning: Returns the process, or the error that prevented it; may raise. Never cancelled.
         job: The job's ID, which marks the process.
-        command: What could not be started, for the message.
-        cwd: The working directory, likewise.
+        command: The program's name, for messages.
+        cwd: The working directory, for messages.
         time_limit: Seconds from the start.
         grace: Seconds between TERM and KILL.
     """
@@ -128,14 +128,14 @@ async def run_child(
 
 
 def open_log(path: Path) -> int:
-    """A file descriptor that appends to a log. It blocks; the caller closes it."""
+    """A file descriptor that appends to a log; the caller closes it. Blocking."""
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
 
 
 async def _spawn(
     argv: Sequence[str], cwd: Path, environment: Mapping[str, str], log_file: Path
 ) -> Child | OSError:
-    """The process, or why there is none."""
+    """The process, or the error that prevented it."""
     output = await asyncio.to_thread(open_log, log_file)
     try:
         return await asyncio.create_subprocess_exec(
@@ -146,7 +146,7 @@ async def _spawn(
             stdout=output,
             stderr=STDOUT,
             start_new_session=True,
-            umask=0o007,  # as the server's own
+            umask=0o007,  # the same as the server's
         )
     except OSError as error:
         return error
@@ -174,19 +174,19 @@ def _not_started(error: OSError, command: str, cwd: Path, seconds: float) -> Plu
         code=None,
         signal=None,
         seconds=seconds,
-        ended_by="executor" if error.errno in _NO_ROOM else "not-started",
+        ended_by="executor" if error.errno in _NO_RESOURCES else "not-started",
         message=message,
     )
 
 
 def _ended(returncode: int | None, timed_out: bool, seconds: float) -> PluginExit:
-    code = -signal.SIGKILL if returncode is None else returncode  # it hangs in the kernel
+    code = -signal.SIGKILL if returncode is None else returncode  # None: stuck in the kernel
     number = -code if code < 0 else None
-    told = not timed_out and number in _TOLD_TO_END
+    stopped = not timed_out and number in _STOP_SIGNALS
     return PluginExit(
         code=None if number else code,
         signal=number,
         seconds=seconds,
-        ended_by="time-limit" if timed_out else "executor" if told else "itself",
-        message="The plugin was told to end by something outside pfms." if told else "",
+        ended_by="time-limit" if timed_out else "executor" if stopped else "itself",
+        message="The plugin was stopped by something outside pfms." if stopped else "",
     )

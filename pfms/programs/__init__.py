@@ -1,4 +1,4 @@
-"""Programs of their own, started by their path: nothing in them imports pfms."""
+"""Separate programs, started by their path: nothing in them imports pfms."""
 
 from pathlib import Path
 

@@ -1,19 +1,19 @@
-"""A program of its own: it imports the plugin once and forks a child for each run.
+"""A separate program that imports the plugin once and forks a child for each run.
 
-`warm.py` starts it with the plugin's Python and speaks to it over one socket (SOCK_SEQPACKET, so
-that parent and children may all send), a JSON object a packet:
+`warm_link.py` starts it with the plugin's Python and talks to it over one socket (SOCK_SEQPACKET,
+so that parent and children can all send), with one JSON object per packet:
 
     to it    {entry_point, script, package, adaptations, grace}   once, at the start
-             {run, job, argv, cwd, environment} and with it the log's file descriptor
-    from it  {ready, watch} or {failed}; then of each run, by its number
-             {started, pid}                  by the child, when it leads a session of its own
-             {progress, stage, done, total}  by the child
-             {finished, code}                by the child, when nothing but its exit is to come
+             {run, job, argv, cwd, environment}   and with it the log's file descriptor
+    from it  {ready, watch} or {failed}; then for each run, by its number
+             {started, pid}                  from the child, once it leads its own session
+             {progress, stage, done, total}  from the child
+             {finished, code}                from the child, when it has only to exit
              {refused, errno, path}          it could not be forked, or not enter its folder
-             {ended, pid, status}            `status` as of waitpid
+             {ended, pid, status}            `status` as from waitpid
 
-It imports nothing of pfms, starts no thread, runs no computation of torch (threads of OpenMP do
-not survive a fork) and never touches CUDA. When the socket ends, so do it and its children.
+It imports nothing of pfms, starts no thread, runs no torch computation (OpenMP threads do not
+survive a fork) and never uses CUDA. When the socket closes, it ends, with its children.
 """
 
 import atexit
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from pfms.programs import warm_plugin
-else:  # it lies beside this file, where Python may have been told not to look
+else:  # it is beside this file, where Python may have been told not to look
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
     import warm_plugin
 
@@ -54,7 +54,7 @@ class Link:
         self.fileno = sock.fileno
 
     def send(self, message: Message, *, wait: bool = True) -> bool:
-        """Send it; whether it went. One that need not `wait` goes only where there is room."""
+        """Send a message, or without `wait` only if there is room; returns whether it was sent."""
         flags = 0 if wait else socket.MSG_DONTWAIT
         try:
             self._sock.send(json.dumps(message).encode(), flags)
@@ -63,7 +63,7 @@ class Link:
         return True
 
     def receive(self) -> tuple[Message | None, int]:
-        """The next message and the file descriptor that came with it (else -1); None at the end."""
+        """The next message, or None at the end; and the descriptor that came with it, or -1."""
         try:
             data, descriptors, _, _ = socket.recv_fds(self._sock, _PACKET, 1)
         except ConnectionError:
@@ -71,11 +71,11 @@ class Link:
         return json.loads(data) if data else None, descriptors[0] if descriptors else -1
 
 
-class Mark:
-    """What /proc shows of our start environment: the one thing that tells a run's processes.
+class EnvironmentMark:
+    """The job's mark in the environment that /proc shows, which identifies a run's processes.
 
-    A forked child shows what its parent was started with. So the parent is started with a mark of
-    hyphens, and each child writes its own over it, for itself and for all that it forks.
+    For a forked child, /proc shows the environment that its parent was started with. So the parent
+    is started with a mark of hyphens, and each child overwrites it, for itself and all its forks.
     """
 
     def __init__(self) -> None:
@@ -84,12 +84,12 @@ class Mark:
         blank = f"{_MARK}=".encode() + b"-" * len(os.environ[_MARK])
         found = ctypes.string_at(start, end - start).find(blank)
         if found < 0:
-            raise RuntimeError("its environment is not where the kernel says")
+            raise RuntimeError("the environment is not where the kernel says")
         self._address = start + found + len(_MARK) + 1
         self._length = len(os.environ[_MARK])
 
     def write(self, value: str) -> None:
-        """Be known as `value` from now on."""
+        """Set the mark to `value`."""
         text = value.encode()[: self._length]
         ctypes.memmove(self._address, text.ljust(self._length, b"\0"), self._length)
 
@@ -98,19 +98,19 @@ class Mark:
 
 
 class Parent:
-    """Forks, reaps, and ends its children with itself."""
+    """Forks and reaps children, and ends them when it ends."""
 
     def __init__(self, link: Link, call: Callable[[], object], grace: float) -> None:
         self._link = link
         self._call = call
         self._grace = grace
-        self._mark = Mark()
+        self._mark = EnvironmentMark()
         self._running: dict[int, int] = {}
-        self._run = 0  # in a child: its own
-        warm_plugin.count_windows(self._tell)
+        self._run = 0  # in a child: the number of its run
+        warm_plugin.count_windows(self._report_progress)
 
     def serve(self) -> None:
-        """Until the socket ends."""
+        """Serve until the socket closes."""
         wakes, waker = socket.socketpair()
         wakes.setblocking(False)
         waker.setblocking(False)
@@ -136,7 +136,7 @@ class Parent:
             self._link.send({"ended": order["run"], "pid": 0, "status": 0})
         else:
             if not pid:
-                self._be_the_run(order, log)
+                self._run_in_child(order, log)
             self._running[pid] = order["run"]
         os.close(log)
 
@@ -147,7 +147,7 @@ class Parent:
                 if not pid:
                     return
                 run = self._running.pop(pid, None)
-                if run is not None:  # else it is one that an import of the plugin's has started
+                if run is not None:  # otherwise one of the plugin's imports started it
                     self._link.send({"ended": run, "pid": pid, "status": status})
 
     def _end_all(self) -> None:
@@ -162,11 +162,11 @@ class Parent:
 
     # --- in the child --------------------------------------------------------------------------
 
-    def _be_the_run(self, order: Message, log: int) -> NoReturn:
-        """Do what a fresh process would have done."""
+    def _run_in_child(self, order: Message, log: int) -> NoReturn:
+        """Run the plugin as a fresh process would have done."""
         code = 1
         try:
-            self._settle(order, log)
+            self._set_up_run(order, log)
             code = warm_plugin.exit_code_of(self._call)
             threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
@@ -176,12 +176,12 @@ class Parent:
             if code < 0:
                 signal.signal(-code, signal.SIG_DFL)
                 os.kill(os.getpid(), -code)
-            # What is left to do is the kernel's: it takes a while to give back 2 GB.
+            # Sent before the exit, because the kernel takes a while to free 2 GB.
             self._link.send({"finished": self._run, "code": code})
         finally:
             os._exit(code)
 
-    def _settle(self, order: Message, log: int) -> None:
+    def _set_up_run(self, order: Message, log: int) -> None:
         self._run = order["run"]
         os.setsid()
         self._mark.write(order["job"])
@@ -202,23 +202,23 @@ class Parent:
             self._link.send(message)
             os._exit(1)
         if "torch" in sys.modules and "OMP_NUM_THREADS" in order["environment"]:
-            # libgomp has read it already, in the parent
+            # libgomp has already read the variable, in the parent
             cores = len(os.sched_getaffinity(0))
             sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cores)))
         sys.argv = order["argv"]
         sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # noqa: PTH120
         if not self._link.send({"started": self._run, "pid": os.getpid()}):
-            os._exit(1)  # the run is given up already, and may be going on elsewhere
+            os._exit(1)  # the server has given up this run, and may have started it elsewhere
 
-    def _tell(self, **progress: Any) -> None:
+    def _report_progress(self, **progress: Any) -> None:
         self._link.send({"progress": self._run, **progress}, wait=False)
 
 
 def main() -> None:
-    """Load, say so, serve."""
+    """Load the plugin, report that, serve."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [folder for folder in sys.path if folder != here]
-    sys.modules.pop("warm_plugin")  # nor is a module of this name anything of the plugin's
+    sys.modules.pop("warm_plugin")  # the plugin must not find our modules, by path or by name
     os.umask(0o007)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     order, _ = link.receive()
@@ -231,10 +231,10 @@ def main() -> None:
         last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
         link.send({"failed": last[:1000]})
         sys.exit(1)
-    # 3.12 warns of threads: those are OpenBLAS's, which see to it themselves that it may fork
+    # Python 3.12 warns about threads: these are OpenBLAS's, which handle a fork themselves.
     warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
     gc.collect()
-    gc.freeze()  # so that the children's collector leaves our pages shared
+    gc.freeze()  # so that garbage collection in the children leaves our pages shared
     link.send({"ready": True, "watch": warm_plugin.watched(order["package"])})
     parent.serve()
 

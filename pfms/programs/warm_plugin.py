@@ -1,4 +1,4 @@
-"""The plugin inside the warm parent: what is imported and set before the forks, how it is called.
+"""The plugin inside the warm parent: what is imported and patched before forking; how it is called.
 
 Part of the program `warm_parent.py`: imports nothing of pfms.
 """
@@ -39,10 +39,10 @@ _IMPORTED_BY_A_RUN = (
 
 
 def load(order: Message) -> Callable[[], object]:
-    """Import the plugin and what its run will import; what a run calls."""
+    """Import the plugin and what its runs will import; returns the function that a run calls."""
     call = entry_point(order["entry_point"]) if order["entry_point"] else script(order["script"])
     for name in order["adaptations"]:
-        if name in ADAPTATIONS:  # others are all environment
+        if name in ADAPTATIONS:  # the others only set the environment
             ADAPTATIONS[name]()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -51,7 +51,7 @@ def load(order: Message) -> Callable[[], object]:
 
 
 def entry_point(name: str) -> Callable[[], object]:
-    """Import what a console script calls: `module:function`."""
+    """Import the function that a console script calls: `module:function`."""
     module, _, path = name.partition(":")
     function: Callable[[], object] = importlib.import_module(module)  # type: ignore[assignment]
     for attribute in path.split("."):
@@ -60,22 +60,22 @@ def entry_point(name: str) -> Callable[[], object]:
 
 
 def script(path: str) -> Callable[[], object]:
-    """Import what a script will import. It is read anew for each run."""
+    """Import what a script will import. The script itself is read again for each run."""
 
     def run() -> None:
         runpy.run_path(path, run_name="__main__")
 
     for name in imports_of(Path(path)):
-        with contextlib.suppress(Exception, SystemExit):  # the run itself will say what is wrong
+        with contextlib.suppress(Exception, SystemExit):  # the run itself will report it
             importlib.import_module(name)
     return run
 
 
 def imports_of(script: Path) -> list[str]:
-    """What a script imports at its top and does not find beside itself."""
+    """The modules that a script imports at its top level, except those beside it."""
     try:
         body = ast.parse(script.read_bytes()).body
-    except (OSError, SyntaxError):  # the run itself will say so
+    except (OSError, SyntaxError):  # the run itself will report it
         return []
     names: list[str] = []
     for node in body:
@@ -88,18 +88,18 @@ def imports_of(script: Path) -> list[str]:
 
 
 def preload() -> None:
-    """Import what else a run of the plugin imports."""
+    """Import what a run of the plugin would import later."""
     for name in _IMPORTED_BY_A_RUN:
         if name.partition(".")[0] in sys.modules:
             with contextlib.suppress(ImportError):  # another version may not have it
                 importlib.import_module(name)
     if "monai" in sys.modules:
-        # The plugin prints the versions of what it finds; in a full installation that takes long.
+        # The plugin prints the versions of what it finds, which is slow in a full installation.
         importlib.import_module("monai.config.deviceconfig").get_optional_config_values()
 
 
 def no_workers() -> None:
-    """Let a DataLoader load in its own process: the one image is in memory already."""
+    """Make DataLoaders load in their own process: the one image is already in memory."""
     torch = sys.modules.get("torch")
     if torch is None:
         return
@@ -117,7 +117,7 @@ def no_workers() -> None:
 
 
 def igzip() -> None:
-    """Let gzip pack (at the level that nibabel asks for) and unpack by ISA-L."""
+    """Make gzip use ISA-L to unpack, and to pack at the level that nibabel asks for."""
     try:
         from isal import isal_zlib
     except ImportError:
@@ -132,10 +132,10 @@ def igzip() -> None:
 
 
 def argmax_layout() -> None:
-    """Give torch.argmax its tensor with the dimension that it reduces innermost in memory.
+    """Give torch.argmax its tensor with the reduced dimension innermost in memory.
 
-    Of a volume's two classes it would otherwise look at one voxel at a time: 3 seconds of a run
-    for 26 million. They are on the CPU whatever the device.
+    Otherwise, for a volume's two classes, it goes voxel by voxel: 3 seconds of a run for 26 million
+    voxels. They are on the CPU, whatever the device.
     """
     torch = sys.modules.get("torch")
     if torch is None:
@@ -161,7 +161,7 @@ ADAPTATIONS: dict[str, Callable[[], None]] = {
 
 
 def watched(package: str) -> list[str]:
-    """What changes when the plugin, or a package beside it, is installed anew or edited."""
+    """The paths that change when the plugin, or a package beside it, is reinstalled or edited."""
     files = [
         module.__file__
         for name, module in list(sys.modules.items())
@@ -171,7 +171,7 @@ def watched(package: str) -> list[str]:
 
 
 def count_windows(tell: Callable[..., None]) -> None:
-    """Let MONAI's own progress bar, off by default, be on and report to `tell`."""
+    """Turn on MONAI's own progress bar, which is off by default, and have it report to `tell`."""
     inferer = sys.modules.get("monai.inferers.utils")
     function = getattr(inferer, "sliding_window_inference", None)
     if function is None or not hasattr(inferer, "tqdm"):
@@ -185,7 +185,7 @@ def count_windows(tell: Callable[..., None]) -> None:
         return
 
     def bar(batches: Any) -> Iterator[int]:
-        if not isinstance(batches, range):  # its buffered form, which tells no total
+        if not isinstance(batches, range):  # its buffered form, which has no total
             yield from batches
             return
         for first in batches:
@@ -199,13 +199,13 @@ def count_windows(tell: Callable[..., None]) -> None:
 
 
 def exit_code_of(call: Callable[[], object]) -> int:
-    """Call it as a console script does, and say of its end what Python would.
+    """Call it as a console script does, and print what Python would print at its end.
 
     Returns:
-        The exit code; negative for the signal that Python would then end itself by.
+        The exit code; negative for the signal with which Python would end itself.
     """
     try:
-        sys.exit(call())  # type: ignore[arg-type]  # a message, should it be no number
+        sys.exit(call())  # type: ignore[arg-type]  # anything but a number is a message
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return (end.code or 0) & 0xFF

@@ -1,4 +1,4 @@
-"""What the first bytes of a file, or the list of a zip archive, tell of it, without torch.
+"""Finds out from a file's first bytes, or a zip archive's list, that it has no weights; no torch.
 
 Part of the program `weights_child.py`: imports nothing of pfms.
 """
@@ -13,7 +13,7 @@ HEAD_BYTES = 512
 
 ADVICE = "save the network's state_dict() with torch.save, and upload that"
 CUT_OFF = "The file is cut off or damaged: send it again."
-# What torch.save pickled first before it wrote zip archives, and still does when told to.
+# The start of torch.save's old format, from before it wrote zip archives; it still can write this.
 LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 FOREIGN = (
     (rb"version https://git-lfs", "is a Git LFS pointer, not the file itself: `git lfs pull`"),
@@ -30,23 +30,23 @@ FOREIGN = (
 )
 
 
-def why_not_weights(file: IO[bytes]) -> str:
-    """Why they are not of a file that torch.save wrote, one sentence; else empty."""
+def problem_with(file: IO[bytes]) -> str:
+    """Why torch.save cannot have written this file, in one sentence; else empty."""
     head = file.read(HEAD_BYTES)
     if not head:
         return "The file is empty."
     if head.startswith(b"PK\x03\x04"):
-        return why_not_an_archive(file)
+        return problem_with_archive(file)
     if LEGACY_MAGIC in head[:32]:
         return ""
     for pattern, words in FOREIGN:
         if re.match(pattern, head, re.DOTALL):
             return f"The file {words}."
-    return "The file is not one that torch.save writes."
+    return "The file was not written by torch.save."
 
 
-def why_not_an_archive(file: IO[bytes]) -> str:
-    """Why it is not an archive of torch.save's, or is damaged, or unpacks to very much."""
+def problem_with_archive(file: IO[bytes]) -> str:
+    """Why a zip archive is not from torch.save, is damaged or unpacks to too much; else empty."""
     try:
         archive = zipfile.ZipFile(file)
         entries = archive.infolist()
@@ -61,7 +61,7 @@ def why_not_an_archive(file: IO[bytes]) -> str:
         if sum(entry.file_size for entry in entries) > max(UNPACKED_BYTES, 2 * size):
             return "The file unpacks to far more than its own size."
         for entry in entries:
-            # torch itself checks no checksum; it writes 0 where it was told to make none.
+            # torch itself does not verify checksums; it writes 0 if told not to compute them.
             if entry.CRC:
                 with archive.open(entry) as record:
                     while record.read(1 << 20):

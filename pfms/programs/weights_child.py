@@ -1,4 +1,4 @@
-"""A program of its own: opens an upload, compares it with the plugin's network, stores it.
+"""A separate program that opens an upload, compares it with the plugin's network and stores it.
 
 It is started by its path with the interpreter that has the plugin, so it imports nothing of pfms::
 
@@ -7,13 +7,13 @@ It is started by its path with the interpreter that has the plugin, so it import
 UPLOAD comes from a stranger. It is opened once, by `torch.load(weights_only=True)`, under limits
 on memory and time; nothing in it is executed. TARGET gets the weights as a plain state dict of
 contiguous float32 tensors on the CPU, in the order of the plugin's network: the same numbers give
-the same bytes. One line of JSON goes to stdout, and nothing else::
+the same bytes. stdout gets one line of JSON, and nothing else::
 
     {"ok": true, "sha256": "…", "size": 19285000, "warnings": ["…"]}
     {"ok": false, "code": "not-a-model", "detail": "…"}
 
-`code` is `not-a-model`; `disk-full` or `cannot-write` (TARGET); `no-plugin` (torch or the plugin
-cannot be imported). `detail` is one sentence, and carries no path.
+`code` is `not-a-model`; `disk-full` or `cannot-write` (about TARGET); or `no-plugin` (torch or the
+plugin cannot be imported). `detail` is one sentence without any path.
 """
 
 from __future__ import annotations
@@ -35,72 +35,28 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pfms.programs.weights_bytes import ADVICE, CUT_OFF, why_not_weights
-    from pfms.programs.weights_search import Found, find, left_out, more_layers, shown, some
-else:  # they lie beside this file, where Python may have been told not to look
+    from pfms.programs.weights_bytes import ADVICE, CUT_OFF, problem_with
+    from pfms.programs.weights_extras import stand_ins
+    from pfms.programs.weights_search import (
+        SearchResult,
+        extra_layers,
+        find_weights,
+        left_out,
+        listed,
+        quoted,
+    )
+else:  # they are beside this file, where Python may have been told not to look
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
-    from weights_bytes import ADVICE, CUT_OFF, why_not_weights
-    from weights_search import Found, find, left_out, more_layers, shown, some
+    from weights_bytes import ADVICE, CUT_OFF, problem_with
+    from weights_extras import stand_ins
+    from weights_search import SearchResult, extra_layers, find_weights, left_out, listed, quoted
 
 MEMORY_BYTES = 8 << 30
 CPU_SECONDS = 100
 
 
-class StandIn:
-    """For an object beside the weights: made from anything, it keeps and does nothing."""
-
-    def __new__(cls, *_: Any) -> Any:
-        """Whatever the pickle would make it of."""
-        return object.__new__(cls)
-
-    def __init__(self, *_: Any) -> None:
-        """Likewise."""
-
-    def __setstate__(self, _: Any) -> None:
-        """Whatever the pickle would fill it with."""
-
-
-class PlainDictionary(StandIn):
-    """For a dictionary of another class, which torch would not fill."""
-
-    def __new__(cls, *_: Any) -> Any:
-        """Without what makes it another class."""
-        return {}
-
-
-# What trainers put into checkpoints beside the weights: numbers, histories, hyperparameters. Of
-# these names nothing is imported or called, for even numpy's own functions are not made for what
-# a stranger sends: the pickle gets a stand-in for each. Any other name is refused.
-BESIDE_WEIGHTS = {
-    "argparse": "Namespace",
-    "builtins": "dict list int float str bool",
-    "datetime": "datetime",
-    "numpy": "dtype ndarray",
-    "numpy.core.multiarray": "scalar _reconstruct",
-    "numpy._core.multiarray": "scalar _reconstruct",
-    # the settings of Hydra, which many projects save with Lightning's hyperparameters
-    "omegaconf.base": "ContainerMetadata Metadata",
-    "omegaconf.dictconfig": "DictConfig",
-    "omegaconf.listconfig": "ListConfig",
-    "omegaconf.nodes": "AnyNode StringNode IntegerNode FloatNode BooleanNode PathNode BytesNode",
-    "pathlib": "PosixPath PurePosixPath WindowsPath PureWindowsPath",
-    "pathlib._local": "PosixPath PurePosixPath WindowsPath PureWindowsPath",
-    "torch.torch_version": "TorchVersion",
-    "types": "SimpleNamespace",
-    "typing": "Any",
-}
-
-
-def stand_ins() -> list[Any]:
-    """A class for each name, which torch knows it by."""
-    made: list[Any] = [type("defaultdict", (PlainDictionary,), {"__module__": "collections"})]
-    for module, names in BESIDE_WEIGHTS.items():
-        made += [type(name, (StandIn,), {"__module__": module}) for name in names.split()]
-    return made
-
-
 class Refused(Exception):
-    """The upload, or this machine, does not allow it."""
+    """The upload cannot be stored: because of its content, or because of this machine."""
 
     def __init__(self, detail: str, code: str = "not-a-model") -> None:
         super().__init__(detail)
@@ -109,8 +65,8 @@ class Refused(Exception):
 
 
 def main(upload: str, target: str, network: str) -> None:
-    """Print the verdict."""
-    # Libraries print what they like when they are imported: that goes to stderr.
+    """Check and store the upload, and print the verdict."""
+    # Libraries may print things when they are imported: those go to stderr.
     answer = os.dup(1)
     os.dup2(2, 1)
     confine()
@@ -119,9 +75,9 @@ def main(upload: str, target: str, network: str) -> None:
     except Refused as refused:
         verdict = {"ok": False, "code": refused.code, "detail": refused.detail}
     except MemoryError:
-        detail = "Opening the file takes more memory than weights of this network ever do."
+        detail = "Opening the file takes far more memory than weights of this network ever do."
         verdict = {"ok": False, "code": "not-a-model", "detail": detail}
-    except Exception as error:  # a crafted file may find a way that nobody thought of
+    except Exception as error:  # a crafted file may cause an error that nobody foresaw
         traceback.print_exc()
         detail = f"The file cannot be read as weights ({type(error).__name__})."
         verdict = {"ok": False, "code": "not-a-model", "detail": detail}
@@ -129,8 +85,8 @@ def main(upload: str, target: str, network: str) -> None:
 
 
 def confine() -> None:
-    """Take away from this process what a hostile file could make it use."""
-    # A script's folder is the first on the path, and pfms' own files are no modules of the plugin.
+    """Limit what a hostile file could make this process do."""
+    # A script's folder is first on the path, but the plugin must not find pfms's own files.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]
     warnings.simplefilter("ignore")
@@ -144,18 +100,18 @@ def confine() -> None:
         hard = resource.getrlimit(kind)[1]
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (limit, limit))
-    with contextlib.suppress(OSError):  # where memory does run out, this process goes first
+    with contextlib.suppress(OSError):  # if memory does run out, this process is killed first
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def convert(upload: Path, target: Path, where: str) -> dict[str, Any]:
-    """Check `upload` and write `target`; what the verdict says of it."""
+    """Check `upload` and write `target`; returns the fields of the verdict."""
     with upload.open("rb") as file:
-        if why_not := why_not_weights(file):
-            raise Refused(why_not)
+        if problem := problem_with(file):
+            raise Refused(problem)
         content, locations = load(file)
-    network = network_of_the_plugin(where)
-    state, notes = taken_from(content, network)
+    network = plugin_network(where)
+    state, notes = extract_weights(content, network)
     weights = {key: as_stored(key, state[key], like) for key, like in network.items()}
     others = {str(state[key].dtype) for key, like in network.items() if like.is_floating_point()}
     for dtype in sorted(others - {"torch.float32"}):
@@ -167,7 +123,7 @@ def convert(upload: Path, target: Path, where: str) -> dict[str, Any]:
 
 
 def load(file: IO[bytes]) -> tuple[Any, set[str]]:
-    """What the file holds, on the CPU, and where it says that it was saved."""
+    """The file's content, on the CPU, and the devices on which it was saved."""
     try:
         import torch
     except Exception as error:
@@ -187,25 +143,25 @@ def load(file: IO[bytes]) -> tuple[Any, set[str]]:
     except Exception as error:
         if "allocate memory" in str(error) or "not enough memory" in str(error):
             raise MemoryError from None
-        raise Refused(why_not_loaded(error)) from None
+        raise Refused(explain_load_error(error)) from None
 
 
-def why_not_loaded(error: Exception) -> str:
-    """What torch's own words mean to the one who sent the file."""
+def explain_load_error(error: Exception) -> str:
+    """What torch's error means for the person who sent the file."""
     # "… Unsupported global: GLOBAL posix.system was not an allowed global by default …"
     found = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
     name = found[1] if found else ""
     if name.startswith(("torch.nn.", "monai.networks.", "spleenseg.")):
-        return f"The file holds a whole pickled network ({name}), not weights alone: {ADVICE}."
+        return f"The file holds a whole pickled network ({name}), not only weights: {ADVICE}."
     if name:
-        return f"The file holds more than weights ({name}; nothing of it was run): {ADVICE}."
+        return f"The file holds more than weights ({name}; none of it was run): {ADVICE}."
     if type(error).__name__ == "UnpicklingError":
-        return f"The file holds what is no plain state dict, or is damaged: {ADVICE}."
+        return f"The file is not a plain state dict, or is damaged: {ADVICE}."
     return CUT_OFF
 
 
-def network_of_the_plugin(where: str) -> dict[str, Any]:
-    """Keys and tensors of the installed plugin's own network, which is at `module:attribute`."""
+def plugin_network(where: str) -> dict[str, Any]:
+    """The keys and tensors of the installed plugin's network, which is at `module:attribute`."""
     try:
         module, _, path = where.partition(":")
         network = operator.attrgetter(path)(importlib.import_module(module))
@@ -217,80 +173,80 @@ def network_of_the_plugin(where: str) -> dict[str, Any]:
         raise Refused(words, "no-plugin") from error
 
 
-def taken_from(content: Any, network: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The network's weights in what the file holds, and what a user should know of the rest."""
+def extract_weights(content: Any, network: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Find the network's weights in the file's content; also returns notes about the rest."""
     if not isinstance(content, dict | list | tuple):
         raise Refused(f"The file holds a {type(content).__name__}, not a state dict: {ADVICE}.")
-    found = find(content, network)
-    place = found.place
-    if place is None or 2 * len(place.state) < len(network):
-        raise Refused(another_network(found, content, network))
-    state = dict(place.state)
+    found = find_weights(content, network)
+    candidate = found.candidate
+    if candidate is None or 2 * len(candidate.state) < len(network):
+        raise Refused(describe_mismatch(found, content, network))
+    state = dict(candidate.state)
     compare(state, network)
-    if more := more_layers(place):
-        raise Refused(f"The plugin's network has no key {shown(more[0])}.")
+    if more := extra_layers(candidate):
+        raise Refused(f"The plugin's network has no key {quoted(more[0])}.")
     notes = []
-    if place.path:
-        where = " > ".join(shown(name, 40) for name in place.path)
+    if candidate.path:
+        where = " > ".join(quoted(name, 40) for name in candidate.path)
         notes.append(f"The state dict was wrapped in {where}; only it is stored.")
-    if place.prefix:
-        notes.append(f"The keys began with {shown(place.prefix)}, which was removed.")
+    if candidate.prefix:
+        notes.append(f"The keys began with {quoted(candidate.prefix)}, which was removed.")
     if found.others:
         others = ", ".join(other.name for other in found.others[:3])
-        notes.append(f"It was taken from {place.name}; weights that fit are also in {others}.")
-    if beside := left_out(content, place):
-        notes.append(f"Left out, since the network has no use for it: {some(beside)}.")
+        notes.append(f"It was taken from {candidate.name}; weights that fit were also in {others}.")
+    if beside := left_out(content, candidate):
+        notes.append(f"Left out, since the network has no use for it: {listed(beside)}.")
     return state, notes
 
 
-def another_network(found: Found, content: Any, network: dict[str, Any]) -> str:
-    """Why none of it is the plugin's network, with the keys that were found."""
+def describe_mismatch(found: SearchResult, content: Any, network: dict[str, Any]) -> str:
+    """Why the content is not the plugin's network, with the keys that were found."""
     if not found.keys:
-        keys = f" (its keys are {some(content)})" if isinstance(content, dict) and content else ""
+        keys = f" (its keys are {listed(content)})" if isinstance(content, dict) and content else ""
         return f"The file holds a {type(content).__name__} without weights{keys}: {ADVICE}."
-    ours = shown(next(iter(network)))
+    ours = quoted(next(iter(network)))
     return (
-        f"It is another network: its keys are {some(found.keys)}; the plugin's begin with {ours}."
+        f"It is another network: its keys are {listed(found.keys)}; the plugin's begin with {ours}."
     )
 
 
 def compare(state: dict[str, Any], network: dict[str, Any]) -> None:
-    """Refuse at the first difference, in the order of the plugin's network."""
+    """Refuse weights that differ; names the first difference, in the network's order."""
     import torch
 
     for key, like in network.items():
         if key not in state:
-            raise Refused(f"The key {shown(key)} of the plugin's network is missing.")
+            raise Refused(f"The key {quoted(key)} of the plugin's network is missing.")
         value = state[key]
         if not isinstance(value, torch.Tensor):
-            raise Refused(f"{shown(key)} is a {type(value).__name__}, not a tensor.")
+            raise Refused(f"{quoted(key)} is a {type(value).__name__}, not a tensor.")
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise Refused(f"{shown(key)} is not a plain tensor: it is sparse, quantised or empty.")
+            raise Refused(f"{quoted(key)} is not a plain tensor: it is sparse, quantised or empty.")
         if value.shape != like.shape:
             has, wants = size_of(value), size_of(like)
-            raise Refused(f"{shown(key)} has the shape {has} instead of {wants}.")
+            raise Refused(f"{quoted(key)} has the shape {has} instead of {wants}.")
         if value.is_complex() or (like.is_floating_point() and not value.is_floating_point()):
             kind = str(value.dtype).removeprefix("torch.")
-            raise Refused(f"{shown(key)} holds {kind} numbers, not floating-point ones.")
+            raise Refused(f"{quoted(key)} holds {kind} numbers, not floating-point ones.")
 
 
 def as_stored(key: str, value: Any, like: Any) -> Any:
-    """A tensor of its own, contiguous, float32 (counters: int64)."""
+    """A contiguous copy, as float32 (counters: int64)."""
     import torch
 
     if like.is_floating_point():
         stored = torch.empty(like.shape, dtype=torch.float32).copy_(value.detach())
         if not torch.isfinite(stored).all():
-            raise Refused(f"{shown(key)} holds numbers that are not finite (NaN or infinite).")
+            raise Refused(f"{quoted(key)} holds numbers that are not finite (NaN or infinite).")
         return stored
-    # Batches counted in training: of no use to inference, and in half precision soon infinite.
+    # A counter of training batches: inference does not use it, and in half precision it overflows.
     if value.is_floating_point() and not torch.isfinite(value).all():
         return torch.zeros(like.shape, dtype=like.dtype)
     return torch.empty(like.shape, dtype=like.dtype).copy_(value)
 
 
 def store(weights: dict[str, Any], target: Path) -> dict[str, Any]:
-    """Write TARGET, durably; its checksum and size in bytes."""
+    """Write TARGET, durably; returns its checksum and its size in bytes."""
     import torch
 
     memory = io.BytesIO()

@@ -1,1 +1,1 @@
-"""The workspace on disk, and how files get there whole."""
+"""The workspace on disk, and how files are written, kept whole and removed."""

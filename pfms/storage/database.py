@@ -1,4 +1,4 @@
-"""One SQLite file that can be made anew: a damaged one is kept under another name and replaced."""
+"""One SQLite file that can be rebuilt: a damaged one is kept under another name and replaced."""
 
 import logging
 import sqlite3
@@ -13,35 +13,35 @@ from pfms.storage.disk import network_storage
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_LOCK_SECONDS = 60  # so long may another program, a person's sqlite3, say, hold the file
+_LOCK_SECONDS = 60  # for which another program, such as a person's sqlite3, may hold the file
 _MADE_BY_SQLITE = ("-wal", "-shm", "-journal")
 
 
 class Damaged(sqlite3.DatabaseError):
-    """SQLite can open the file, but what it holds cannot be used."""
+    """SQLite can open the file, but its content cannot be used."""
 
 
 class Database:
     """The file and its connection, which belongs to the thread that calls first."""
 
     def __init__(self, file: Path, prepare: Callable[[sqlite3.Connection], None]) -> None:
-        """Nothing is opened before the first call.
+        """Nothing is opened before the first call of `run`.
 
         Args:
-            file: Made where it is missing.
-            prepare: Gets each new connection, before anything else, to make the tables and fill
-                them; raises `Damaged` where it cannot.
+            file: Created if it is missing.
+            prepare: Called first with each new connection, to create the tables and fill them;
+                raises `Damaged` if it cannot.
         """
         self._file = file
         self._prepare = prepare
         self._connection: sqlite3.Connection | None = None
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Give the connection to `work`; once more on a new file where this one is damaged.
+        """Call `work` with the connection; if the file is damaged, once more with a new file.
 
         Raises:
             sqlite3.Error: The file is locked, full, not writable, or damaged twice in a row.
-            OSError: It cannot be made or renamed.
+            OSError: It cannot be created or renamed.
         """
         try:
             return work(self._opened())
@@ -59,7 +59,7 @@ class Database:
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
-            # SQLite's own way, 0644, would shut out the next of a container's random user IDs.
+            # SQLite's own mode, 0644, would lock out a container's next random user ID.
             self._file.touch(0o660)
             connection = sqlite3.connect(self._file, timeout=_LOCK_SECONDS, isolation_level=None)
             try:
@@ -72,23 +72,23 @@ class Database:
         return self._connection
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
-        # A text that is not UTF-8 is the fault of one row: reading the others must go on.
+        # Text that is not UTF-8 must only make its own row unreadable.
         connection.text_factory = lambda text: text.decode(errors="surrogateescape")
-        # SQLite's write-ahead log needs shared memory between processes: a local disk.
+        # SQLite's write-ahead log needs memory shared between processes, hence a local disk.
         journal = "WAL"
         if storage := network_storage(self._file):
-            log.warning("%s works slower on network storage (%s)", self._file.name, storage)
+            log.warning("%s is slower on network storage (%s)", self._file.name, storage)
             journal = "TRUNCATE"
         connection.execute(f"PRAGMA journal_mode={journal}")
         connection.execute("PRAGMA synchronous=NORMAL")
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-            raise Damaged("its pages do not fit together")
+            raise Damaged("its pages are inconsistent")
 
     def _set_aside(self, damage: sqlite3.DatabaseError) -> None:
         self.close()
         name = self._file.name
         kept = self._file.with_name(f"{name}.damaged-{utc_now():%Y%m%dT%H%M%S.%fZ}")
-        log.warning("%s cannot be used (%s): kept as %s and made anew", name, damage, kept.name)
+        log.warning("%s cannot be used (%s): kept as %s and rebuilt", name, damage, kept.name)
         with suppress(FileNotFoundError):
             self._file.rename(kept)
         for suffix in _MADE_BY_SQLITE:
@@ -97,12 +97,12 @@ class Database:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is written within, or nothing."""
+    """Commit everything that is written within, or on an error nothing."""
     with connection:
-        connection.execute("BEGIN IMMEDIATE")  # a lock that comes later could not be waited for
+        connection.execute("BEGIN IMMEDIATE")  # SQLite would not wait for a lock taken later
         yield
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits tell more of the same
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the upper bits only add detail
     return isinstance(error, Damaged) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

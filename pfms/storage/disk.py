@@ -1,4 +1,4 @@
-"""The disk below the workspace: a full one is told, a network one is known."""
+"""The disk below the workspace: whether it is full, and whether it is network storage."""
 
 import errno
 import sqlite3
@@ -12,8 +12,8 @@ from pfms.errors import DiskFull
 
 
 @contextmanager
-def full_disk_is_told() -> Iterator[None]:
-    """Turn "no space left", of the operating system or of SQLite, into `DiskFull`."""
+def reporting_full_disk() -> Iterator[None]:
+    """Turn "no space left", from the operating system or SQLite, into `DiskFull`."""
     try:
         yield
     except OSError as error:
@@ -30,7 +30,7 @@ _NETWORK = ("nfs", "cifs", "smb", "9p", "fuse.", "lustre", "ceph", "gluster", "b
 
 
 def network_storage(path: Path) -> str | None:
-    """The kind of network file system that a path, there or yet to be, lies on; else None."""
+    """The kind of network file system that a path is on, else None; the path need not exist."""
     place = path.resolve()
     mounts = [
         (part.mountpoint, part.fstype)

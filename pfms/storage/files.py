@@ -1,4 +1,4 @@
-"""How files appear whole and durably, and how they are checked."""
+"""Writes files so that they appear whole and durably, and checks them."""
 
 import errno
 import hashlib
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-# another file system; a file of another owner (protected_hardlinks); too many; not supported
+# another file system; a file of another owner (protected_hardlinks); too many links; not supported
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
 
 
@@ -17,7 +17,7 @@ _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
 
 
 def sync_file(file: Path) -> None:
-    """Make the content of `file` durable; its name becomes so with its folder."""
+    """Make the content of `file` durable; its name is durable once its folder is synced."""
     _sync(file, os.O_RDONLY)
 
 
@@ -35,9 +35,9 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def sync_tree(root: Path) -> None:
-    """Make a folder durable with all files and folders in it, but not its own name.
+    """Make a folder durable, with everything in it, but not its own name.
 
-    For a tree of our own making: it holds files and folders, and is not deep.
+    Only for a tree that pfms itself made: it is not deep, and has only files and folders.
     """
     for folder, _, files in os.walk(root, topdown=False):
         for name in files:
@@ -46,17 +46,17 @@ def sync_tree(root: Path) -> None:
 
 
 def sync_within(root: Path, files: Iterable[Path]) -> None:
-    """Make `files` durable with their names: each folder from theirs up to `root` is synced."""
+    """Make `files` and their names durable: syncs every folder from theirs up to `root`."""
     folders = set()
     for file in files:
         sync_file(file)
         folders |= {each for each in file.parents if each.is_relative_to(root)}
-    for folder in sorted(folders, reverse=True):  # what is named before the name
+    for folder in sorted(folders, reverse=True):  # the innermost first
         sync_folder(folder)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, durably; one that is there stays."""
+    """Make a folder durably, with any missing parents; an existing one is left as it is."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -65,11 +65,11 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def appearing_whole(target: Path) -> Iterator[Path]:
-    """Give a path to write to; the file takes the name `target` at the end, if all went well.
+def writing_atomically(target: Path) -> Iterator[Path]:
+    """Give a path to write to; without an error, the file is renamed to `target` at the end.
 
-    Content and name are durable then. One writer at a time: what a crash leaves of one, the next
-    overwrites.
+    Its content and name are durable then. Only one writer at a time: the temporary name is fixed,
+    so that the next writer overwrites what a crash left.
     """
     part = target.with_name(f".{target.name}.part")
     try:
@@ -84,13 +84,13 @@ def appearing_whole(target: Path) -> Iterator[Path]:
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o660) -> None:
     """Write `content` so that it appears whole and durably."""
-    with appearing_whole(path) as part, part.open("wb") as file:
+    with writing_atomically(path) as part, part.open("wb") as file:
         os.fchmod(file.fileno(), mode)
         file.write(content)
 
 
 def link_or_copy(file: Path, target: Path) -> None:
-    """Make `target` the same file as `file`, or a copy where the file system refuses to link."""
+    """Make `target` a hard link to `file`, or a copy if the file system refuses to link."""
     try:
         target.hardlink_to(file)
     except OSError as error:
@@ -103,16 +103,16 @@ def link_or_copy(file: Path, target: Path) -> None:
 
 
 def size_and_sha256(file: BufferedReader) -> tuple[int, str]:
-    """The size in bytes and the SHA-256 of an open file; afterwards it is at its end."""
+    """The size in bytes and SHA-256 of an open file, whose position is then at the end."""
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     return file.tell(), digest
 
 
 def matches(file: BufferedReader, size: int, sha256: str) -> bool:
-    """Whether an open file is still what was recorded of it; afterwards it is at its start.
+    """Whether an open file still has the recorded content; its position is then at the start.
 
-    It takes one read of the file, so call it in a thread. A wrong size is known without it.
+    This reads the whole file, unless its size is wrong, so call it in a thread.
     """
     if os.fstat(file.fileno()).st_size != size:
         return False
@@ -128,7 +128,7 @@ def sha256_of(path: Path) -> str:
 
 
 def tail_of(path: Path, size: int = 64 << 10) -> str:
-    """The last `size` bytes of a text file; empty where there is no such file."""
+    """The last `size` bytes of a text file; empty if there is no such file."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))

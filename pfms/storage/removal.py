@@ -1,4 +1,4 @@
-"""How files and folders go, whatever a program made of them."""
+"""Removes files and folders, whatever a program did to them."""
 
 import errno
 import os
@@ -8,25 +8,21 @@ from contextlib import suppress
 from pathlib import Path
 
 _NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
-
-
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-
-
-_ROUNDS = 10  # in which a folder is emptied that someone still writes to
+_ROUNDS = 10  # attempts to empty a folder that someone is still writing to
 
 
 def discard(path: Path) -> None:
-    """Remove a file or a folder, if it is there, whatever a program made of it.
+    """Remove a file or a folder, if it exists, whatever a program did to it.
 
-    Links are removed, never followed. Depth and length of names do not matter: no path is longer
-    than `path` and one name, and at most three descriptors are open.
+    Links are removed, never followed. It may be of any depth, with names of any length: no path is
+    longer than `path` and one name, and at most three descriptors are open.
 
     Raises:
-        OSError: Something cannot be removed, and is left.
+        OSError: Something cannot be removed, and is still there.
     """
     try:
-        if not let_in(path):
+        if not restore_access(path):
             path.unlink()
             return
         top = os.open(path, _FOLDER)
@@ -41,17 +37,17 @@ def discard(path: Path) -> None:
             except OSError as error:
                 if error.errno not in _NOT_EMPTY or not rounds_left:
                     raise
-    except FileNotFoundError:  # someone else removed the last of it
+    except FileNotFoundError:  # someone else removed it
         return
     finally:
         os.close(top)
 
 
-def let_in(path: str | Path, parent: int | None = None) -> bool:
-    """Give the owner back each right in a folder that a program took away.
+def restore_access(path: str | Path, parent: int | None = None) -> bool:
+    """Restore the owner's access to a folder, of which a program may have taken some away.
 
     Args:
-        path: The folder, or a file, which stays as it is.
+        path: The folder; a file is left as it is.
         parent: Descriptor of the folder that `path` is relative to.
 
     Returns:
@@ -61,21 +57,21 @@ def let_in(path: str | Path, parent: int | None = None) -> bool:
     if not stat.S_ISDIR(mode):
         return False
     if ~mode & stat.S_IRWXU:
-        with suppress(PermissionError):  # another user's, who may have let our group in
+        with suppress(PermissionError):  # it is another user's; our group may have access
             os.chmod(path, stat.S_IMODE(mode) | stat.S_IRWXU, dir_fd=parent)
     return True
 
 
 def _empty(top: int) -> None:
-    """Remove what is in a folder. What is added meanwhile may stay.
+    """Remove what is in a folder. What is added at the same time may stay.
 
-    The folders in it wait in a list. Of each, the files are removed and the folders moved up to
-    `top`, where they wait for their turn; then it is empty and goes.
+    Works through a list of the folders in it: the files of each are removed and its subfolders
+    moved up to `top` and added to the list; then the folder is empty and is removed.
     """
     waiting = _remove_files(top)
     while waiting:
         name = waiting.pop()
-        with suppress(FileNotFoundError, NotADirectoryError):  # someone else was quicker
+        with suppress(FileNotFoundError, NotADirectoryError):  # someone else removed it
             folder = os.open(name, _FOLDER, dir_fd=top)
             try:
                 for inner in _remove_files(folder):
@@ -91,11 +87,11 @@ def _empty(top: int) -> None:
 
 
 def _remove_files(folder: int) -> list[str]:
-    """Remove all but the folders in a folder; the names of these."""
+    """Remove everything in a folder except its subfolders; returns their names."""
     folders = []
     for name in os.listdir(folder):
         with suppress(FileNotFoundError):
-            if let_in(name, folder):
+            if restore_access(name, folder):
                 folders.append(name)
             else:
                 os.unlink(name, dir_fd=folder)

@@ -1,4 +1,4 @@
-"""An upload on its way to disk: constant memory, one copy, whole or not at all."""
+"""Writes an upload to disk: in constant memory, as one copy, whole or not at all."""
 
 import asyncio
 import hashlib
@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import IO, Self
 
 from pfms.errors import TooLarge
-from pfms.storage.disk import full_disk_is_told
+from pfms.storage.disk import reporting_full_disk
 from pfms.storage.room import Reservation
 
-_BUFFER = 1 << 20  # bytes gathered before a thread writes them: fewer hops than a chunk each
+_BUFFER = 1 << 20  # bytes gathered before a thread writes them, since each switch costs time
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Upload:
 
 
 class UploadWriter:
-    """Writes what `feed` is given; as an async context it removes the file unless it was moved.
+    """Writes what `feed` is given. Leaving its async context removes the file, unless it was moved.
 
     Args:
-        path: Of the new file.
-        limit: The most bytes that it may have.
-        room: On the disk, promised to it; None where nobody keeps count.
+        path: The new file.
+        limit: Its maximum size, in bytes.
+        room: The room on the disk that is promised to it; None to write without a reservation.
     """
 
     def __init__(self, path: Path, limit: int, room: Reservation | None = None) -> None:
@@ -44,7 +44,7 @@ class UploadWriter:
         self._size = 0
 
     async def __aenter__(self) -> Self:
-        with full_disk_is_told():
+        with reporting_full_disk():
             self._file = await asyncio.to_thread(self._path.open, "wb")
         return self
 
@@ -54,19 +54,19 @@ class UploadWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self._leave)
+        await asyncio.to_thread(self._remove)
 
-    def _leave(self) -> None:
+    def _remove(self) -> None:
         assert self._file is not None  # noqa: S101  (entered before it is left)
         self._path.unlink(missing_ok=True)
-        with suppress(OSError):  # of a file that nobody wants any more
+        with suppress(OSError):  # the file is not wanted any longer
             self._file.close()
 
     async def feed(self, piece: bytes) -> None:
-        """Take the next bytes.
+        """Write the next bytes.
 
         Raises:
-            TooLarge: More than `limit` bytes came.
+            TooLarge: There are more than `limit` bytes.
             DiskFull: There is no room for them.
         """
         self._size += len(piece)
@@ -81,7 +81,7 @@ class UploadWriter:
         if self._room is not None:
             await self._room.write(self._gathered)
         pieces, self._pieces, self._gathered = self._pieces, [], 0
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._write, b"".join(pieces))
 
     def _write(self, block: bytes) -> None:
@@ -90,9 +90,9 @@ class UploadWriter:
         self._hash.update(block)
 
     async def finish(self) -> Upload:
-        """Write the rest; the file stays until the context ends, unless it is moved away."""
+        """Write the rest and close the file. To keep it, move it before the context ends."""
         await self._flush()
         assert self._file is not None  # noqa: S101
-        with full_disk_is_told():
+        with reporting_full_disk():
             await asyncio.to_thread(self._file.close)
         return Upload(self._path, self._size, self._hash.hexdigest())

@@ -1,4 +1,4 @@
-"""The tree on disk: where each file is, how it appears there whole, and how it goes."""
+"""The tree on disk: where each file is, how jobs are published in it, and how they are removed."""
 
 import fcntl
 import json
@@ -16,23 +16,23 @@ from typing import IO, Any
 
 from pfms.errors import StartError
 from pfms.storage.files import make_folder, sync_folder, sync_tree, write_atomically
-from pfms.storage.removal import discard, let_in
+from pfms.storage.removal import discard, restore_access
 
 log = logging.getLogger(__name__)
 
 _UUID_LENGTH = 36
-_OUR_UPLOAD = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.part)?")
+_UPLOAD_NAME = re.compile(r"[0-9a-f]{32}(\.[0-9a-f]{32}\.part)?")
 
 
 @dataclass(frozen=True)
 class JobTree:
-    """The folder of one job. A person can read it without the service; CONTRACT: "Files"."""
+    """The folder of one job. People can read it without the service: see workspace/README.md."""
 
     root: Path
 
     @property
     def volume(self) -> Path:
-        """What was uploaded, gzipped if it was not, and 3-D."""
+        """The uploaded volume, in the form that the plugin gets: gzipped and 3-D."""
         return self.root / "input" / "imagesTs" / "input.nii.gz"
 
     @property
@@ -42,7 +42,7 @@ class JobTree:
 
     @property
     def output(self) -> Path:
-        """The plugin's outputdir, untouched."""
+        """The plugin's outputdir, unchanged."""
         return self.root / "output"
 
     @property
@@ -52,7 +52,7 @@ class JobTree:
 
     @property
     def command(self) -> Path:
-        """The run, to be run again."""
+        """A script that repeats the run."""
         return self.root / "command.sh"
 
     @property
@@ -62,7 +62,7 @@ class JobTree:
 
     @property
     def record(self) -> Path:
-        """The record."""
+        """The job's record."""
         return self.root / "job.json"
 
     def lay_out(self) -> None:
@@ -73,39 +73,39 @@ class JobTree:
         """Remove what an earlier attempt left and make an empty outputdir.
 
         Raises:
-            OSError: Something of it cannot be removed, and could be taken for the next one's.
+            OSError: Something cannot be removed, and could be mistaken for the next run's output.
         """
         self._clear(self.output, self.segmentation.parent, self.log)
         self.output.mkdir()
 
     def clear_output(self) -> None:
-        """Give back the room of what a run wrote, as far as that can be; its log stays."""
+        """Free the space of what a run wrote, as far as possible; its log stays."""
         try:
             self._clear(self.output, self.segmentation.parent)
         except OSError as error:
-            log.warning("job %s: some of its output stays: %s", self.root.name, error)
+            log.warning("job %s: some output cannot be removed: %s", self.root.name, error)
 
     def clear_voxels(self) -> None:
-        """Remove durably all but command, log and record: volumes, weights, any rerun.
+        """Remove, durably, everything but command, log and record: volumes, weights, any rerun.
 
         Raises:
             OSError: Something cannot be removed.
         """
         if not self.root.is_dir():
             return
-        let_in(self.root)
+        restore_access(self.root)
         kept = {self.command, self.log, self.record}
         self._clear(*(path for path in self.root.iterdir() if path not in kept))
         sync_folder(self.root)
 
     def _clear(self, *paths: Path) -> None:
-        let_in(self.root)
+        restore_access(self.root)
         for path in paths:
             discard(path)
 
 
 class Workspace:
-    """The whole tree, held by one server at a time."""
+    """The whole tree, used by one server at a time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -115,10 +115,10 @@ class Workspace:
         self._lock: IO[str] | None = None
 
     def make(self) -> None:
-        """Make the folders that are not there, durably.
+        """Make any missing folders, durably.
 
         Raises:
-            StartError: It is not writable.
+            StartError: The workspace is not writable.
         """
         try:
             make_folder(self.root)
@@ -133,14 +133,14 @@ class Workspace:
     def _not_writable(self, error: OSError) -> StartError:
         return StartError(
             f"The workspace {self.root} is not writable: {error.strerror}.",
-            "Set PFMS_WORKSPACE to a folder that this user may write to.",
+            "Set PFMS_WORKSPACE to a folder that this user can write to.",
         )
 
     def open(self) -> None:
-        """Make the folders, take the lock and clear what an earlier server was receiving.
+        """Make the folders, take the lock and remove what an earlier server was receiving.
 
         Raises:
-            StartError: It is not writable, or another server holds it.
+            StartError: The workspace is not writable, or another server uses it.
         """
         self.make()
         try:
@@ -154,7 +154,7 @@ class Workspace:
             holder = lock.read(64).strip() or "of another host"
             lock.close()
             raise StartError(
-                f"Another pfms (process {holder}) uses the workspace {self.root}.",
+                f"Another pfms (process {holder}) is using the workspace {self.root}.",
                 "Stop it, or set PFMS_WORKSPACE to another folder.",
             ) from None
         lock.truncate(0)
@@ -162,32 +162,34 @@ class Workspace:
         lock.flush()
         self._lock = lock
         for left in self.uploads.iterdir():
-            if not _OUR_UPLOAD.fullmatch(left.name):
-                log.warning("%s is not a file of pfms, and is left alone", left)
+            if not _UPLOAD_NAME.fullmatch(left.name):
+                log.warning("%s does not belong to pfms and is left alone", left)
                 continue
             try:
                 discard(left)
-            except OSError as error:  # no reason not to start
-                log.warning("%s was left by an earlier server and stays: %s", left, error)
+            except OSError as error:  # this must not stop the start
+                log.warning(
+                    "%s was left by an earlier server and cannot be removed: %s", left, error
+                )
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     @property
     def mark(self) -> str:
-        """What every process of this workspace carries in its environment, once it is made.
+        """What every process of this workspace carries in its environment.
 
-        Not its path: two containers may see each other's processes, and have their workspaces at
-        the same one.
+        It is not the path, because two containers that see each other's processes may have
+        different workspaces at the same path. The workspace must have been made.
         """
         status = self.root.stat()
         return f"{status.st_dev:x}-{status.st_ino:x}"
 
     def new_upload(self) -> Path:
-        """A fresh path under `uploads/`, on the same file system as all else."""
+        """A new path under `uploads/`, on the same file system as `jobs/`."""
         return self.uploads / uuid.uuid4().hex
 
     def new_job_id(self, created: datetime) -> str:
@@ -199,11 +201,11 @@ class Workspace:
         return JobTree(self.jobs / job_id)
 
     def job_ids(self) -> list[str]:
-        """The names under `jobs/`, oldest first."""
+        """The names of the folders under `jobs/`, oldest first."""
         return sorted(entry.name for entry in os.scandir(self.jobs) if entry.is_dir())
 
     def publish(self, prepared: JobTree, job_id: str) -> JobTree:
-        """Rename a tree that is complete from `uploads/` to its place, all of it durably."""
+        """Move a complete tree from `uploads/` to its place, durably."""
         target = self.job(job_id)
         sync_tree(prepared.root)
         prepared.root.rename(target.root)
@@ -211,24 +213,24 @@ class Workspace:
         return target
 
     def remove_job(self, job_id: str) -> None:
-        """Remove a job's folder, so that it vanishes at once, whole and durably.
+        """Remove a job's folder, which disappears from `jobs/` in one durable step.
 
-        One call at a time for a job.
+        Only one call at a time for each job.
 
         Raises:
-            OSError: Some of its files cannot be removed. They lie in `uploads/`; a further call,
-                or the next start, tries it again.
+            OSError: Some files cannot be removed. They are in `uploads/`; the next call for this
+                job, or the next start, tries again.
         """
         root = self.job(job_id).root
         aside = self.uploads / uuid.UUID(job_id[-_UUID_LENGTH:]).hex  # where the next call looks
         with suppress(FileNotFoundError):
-            let_in(root)
+            restore_access(root)
             root.rename(aside)
             sync_folder(self.jobs)
         discard(aside)
 
     def trouble(self) -> str | None:
-        """Why it cannot be used any more, in words without its path; None where it can."""
+        """Why the workspace can no longer be used, without naming its path; None if it can."""
         for folder in (self.uploads, self.models, self.jobs):
             if not folder.is_dir():
                 return f"the folder {folder.name} of the workspace is not there"
@@ -237,12 +239,12 @@ class Workspace:
         return None
 
     def free_bytes(self) -> int:
-        """What is free on the disk of the workspace."""
+        """How many bytes are free on the workspace's disk."""
         return shutil.disk_usage(self.root).free
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A path under `uploads/` of which nothing is left afterwards."""
+        """A path under `uploads/`; whatever is there is removed afterwards."""
         path = self.new_upload()
         try:
             yield path
@@ -250,7 +252,7 @@ class Workspace:
             discard(path)
 
     def read_state(self) -> dict[str, Any]:
-        """What is kept across restarts; empty where the file is missing or damaged."""
+        """The state kept across restarts; empty if the file is missing or damaged."""
         try:
             state = json.loads((self.root / "state.json").read_bytes())
         except (OSError, ValueError):

@@ -12,7 +12,7 @@ import numpy as np
 
 from pfms.errors import TooLarge, UnsupportedNifti
 from pfms.plugin import PLUGIN
-from pfms.storage.files import appearing_whole
+from pfms.storage.files import writing_atomically
 from pfms.volumes.geometry import Affine, orientation_of, spacing_of
 from pfms.volumes.place import Place, find_place
 from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
@@ -174,7 +174,7 @@ def _check_grid(shape: tuple[int, int, int], affine: Affine, limits: VolumeLimit
 def _write_copy(upload: Path, place: Place, target: Path) -> tuple[float, float, int]:
     with (
         NiftiReader(upload) as source,
-        appearing_whole(target) as part,
+        writing_atomically(target) as part,
         GzipWriter(part) as copy,
     ):
         header = (place.corrected or source.stored).copy()

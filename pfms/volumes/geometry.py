@@ -51,14 +51,14 @@ def loaded_affine(header: Nifti1Header) -> Affine:
     """
     affine = header_affine(header)
     pixdim = header["pixdim"][1:4].astype(np.float64)
-    if header["sform_code"] == 0 or PLUGIN.believes_sform(pixdim, spacing_of(affine)):
+    if header["sform_code"] == 0 or PLUGIN.uses_sform(pixdim, spacing_of(affine)):
         return affine
     try:
         with np.errstate(all="ignore"):
             qform = np.asarray(header.get_qform(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
         raise UnsupportedNifti("Its qform is not a rotation.") from error
-    if not PLUGIN.believes_sform(pixdim, spacing_of(qform)):
+    if not PLUGIN.uses_sform(pixdim, spacing_of(qform)):
         return affine
     _check(qform)
     return qform

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pfms.errors import BadResult, RequestError
 from pfms.plugin.types import Floats
-from pfms.storage.files import appearing_whole
+from pfms.storage.files import writing_atomically
 from pfms.volumes.geometry import header_affine, loaded_affine, same, voxel_millilitres
 from pfms.volumes.place import pixdim_of_upload
 from pfms.volumes.reader import GzipWriter, NiftiReader
@@ -72,7 +72,7 @@ def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
         found = header_affine(result.header)
         if not (same(found, affine) or same(found, loaded)):
             raise BadResult("The affine of the plugin's segmentation is not that of the volume.")
-        with appearing_whole(target) as part, GzipWriter(part) as labels:
+        with writing_atomically(target) as part, GzipWriter(part) as labels:
             labels.write(_label_header(header, grid, pixdim).binaryblock + bytes(4))
             spleen, checksum = _decode(result, labels.write)
     return LabelFacts(spleen, spleen * voxel_millilitres(affine), checksum)

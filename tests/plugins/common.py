@@ -1,4 +1,4 @@
-"""What the fake plugins share: the real one's arguments, folders and lines on stdout."""
+"""What the fake plugins share: the real plugin's arguments, folders and lines on stdout."""
 
 import argparse
 import shutil
@@ -17,15 +17,15 @@ def arguments():
 
 
 def volume_of(options):
-    """The one volume, as the plugin finds it; the model must be there too."""
+    """The one volume, found as the plugin finds it; the model must be there too."""
     next(options.inputdir.rglob(options.useModel))
     return next(options.inputdir.glob("**/imagesTs/**/[!._]*nii.gz"))
 
 
 def segment(onehot_of=None, affine_of=None):
-    """Write all that the plugin writes: whatever is above 0 in the volume is spleen.
+    """Write everything that the plugin writes; voxels above 0 count as spleen.
 
-    `onehot_of(spleen)` and `affine_of(affine)` make it wrong on purpose.
+    `onehot_of(spleen)` and `affine_of(affine)` can make the result wrong on purpose.
     """
     import nibabel as nib
     import numpy as np

@@ -1,4 +1,4 @@
-"""An empty mask, as quickly as Python can: without numpy, nibabel, argparse or even pathlib."""
+"""Writes an empty mask as fast as Python can: without numpy, nibabel, argparse or even pathlib."""
 # ruff: noqa: PTH103, PTH118, PTH123
 
 import os

@@ -1,4 +1,4 @@
-"""Says something and ends with code 3."""
+"""Prints something and exits with code 3."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Finds the disk full."""
+"""Fails because the disk is full."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Never the same processes: a chain of forks in its group, and more in a session outside."""
+"""Keeps replacing its processes: a chain of forks in its group, and more in another session."""
 
 import os
 import signal
@@ -6,7 +6,7 @@ import time
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
-until = time.monotonic() + 60  # if nothing ends it
+until = time.monotonic() + 60  # in case nothing ends it
 print("forking", flush=True)
 if os.fork() == 0:
     while time.monotonic() < until and os.fork() == 0:  # the child goes on, the parent ends

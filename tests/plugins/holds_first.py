@@ -1,4 +1,4 @@
-"""Does what the weights say, but the first run in a workspace never ends by itself."""
+"""Does what the weights say, except that the first run in a workspace never ends by itself."""
 
 import runpy
 import time

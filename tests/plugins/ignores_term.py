@@ -1,4 +1,4 @@
-"""Ignores TERM, as do its children, of which it has two."""
+"""Ignores TERM, and so do its two children."""
 
 import os
 import signal

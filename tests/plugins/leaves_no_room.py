@@ -1,4 +1,4 @@
-"""Like `ok.py`, but once it has succeeded there is no room for anything else."""
+"""Like `ok.py`, but when it has succeeded, the disk is full."""
 
 import contextlib
 

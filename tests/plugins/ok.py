@@ -1,4 +1,4 @@
-"""Does what the plugin does, with a threshold for a network."""
+"""Does what the plugin does, with a threshold instead of a network."""
 
 from common import segment
 

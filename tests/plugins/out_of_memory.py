@@ -1,4 +1,4 @@
-"""Is killed, as by a system that has no memory left."""
+"""Is killed, as happens when the system runs out of memory."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Ends in a Python error that names a path of this machine."""
+"""Ends with a Python error that names a path of this machine."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Writes what it sees of its own start to `output/report.json`."""
+"""Writes how it was started to `output/report.json`."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the plugin does with fewer than 21 slices: the result, then an error from its picture."""
+"""Does what the plugin does with fewer than 21 slices: a result, then an error from its picture."""
 
 import numpy as np
 from common import segment

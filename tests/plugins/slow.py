@@ -1,4 +1,4 @@
-"""As `ok.py`, 0.2 seconds later."""
+"""Like `ok.py`, but 0.2 seconds later."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""As `ok.py`, but says each stage of the plugin and waits for a file before the next."""
+"""Like `ok.py`, but prints each stage of the plugin and waits for a file before the next."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Ends well and writes nothing."""
+"""Exits with code 0 without writing anything."""
 
 from common import arguments
 

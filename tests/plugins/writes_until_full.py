@@ -1,4 +1,4 @@
-"""Writes until the disk is full, and fails as any program does that finds it so."""
+"""Writes until the disk is full, then fails as any program does."""
 
 from common import arguments
 

@@ -1,4 +1,4 @@
-"""Its result lies beside the volume."""
+"""Its result is in the wrong place."""
 
 import numpy as np
 from common import segment

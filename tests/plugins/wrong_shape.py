@@ -1,4 +1,4 @@
-"""Its result has one slice less than the volume."""
+"""Its result has one slice fewer than the volume."""
 
 import numpy as np
 from common import segment

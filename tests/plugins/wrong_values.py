@@ -1,4 +1,4 @@
-"""Its result is not one-hot: it holds probabilities."""
+"""Its result is not one-hot, but probabilities."""
 
 import numpy as np
 from common import segment

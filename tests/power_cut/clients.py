@@ -20,10 +20,10 @@ def sha256(content: bytes) -> str:
 
 @dataclass
 class Told:
-    """What the clients were told until the power went, and what they had asked for.
+    """What the clients were told until the power failed, and what they had asked for.
 
-    A job is in `deleting`, `purging` or `cancelling` before that is asked for: it may have been
-    done though nobody was told.
+    A job is added to `deleting`, `purging` or `cancelling` before the request is sent: the request
+    may have been carried out without an answer.
     """
 
     answers: int = 0
@@ -42,13 +42,13 @@ class Told:
     cancelled: set[str] = field(default_factory=set)
 
     def succeeded(self) -> list[str]:
-        """Jobs that were said to have succeeded and that nobody is about to remove."""
+        """Jobs that were reported to have succeeded and that nobody is about to remove."""
         gone = self.deleting | self.purging
         return [i for i, job in self.ended.items() if job["state"] == "succeeded" and i not in gone]
 
 
 class Clients:
-    """Some clients of a server, each in a thread, until it does not answer any more."""
+    """Some clients of a server, each in a thread, until it no longer answers."""
 
     def __init__(self, server: Server, seed: str) -> None:
         self.told = Told()

@@ -1,4 +1,4 @@
-"""A workspace whose syncs are noted, and what a disk may hold of it after a power cut."""
+"""Records what a server syncs, and builds what its disk may hold after a power cut."""
 
 import random
 import shutil
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 Names = Literal["synced", "all", "mixed"]
-"""Which names survive: those of the last sync of their folder, those there when the power went,
-or of each folder one or the other."""
+"""Which names survive: those at the last sync of their folder, those at the moment of the power
+cut, or for each folder one or the other at random."""
 
 
 def compile_shim(folder: Path) -> Path:
-    """The library that notes what is synced."""
+    """Compile the library that records what is synced."""
     library = folder / "power_cut.so"
     source = Path(__file__).with_name("shim.c")
     subprocess.run(
@@ -39,7 +39,7 @@ class WatchedDisk:
         self._identity = names.name.removesuffix(".names")
 
     def watched(self, notes: Path | None = None) -> tuple[str, ...]:
-        """What to put before a command, so that what it syncs is noted."""
+        """What to put before a command to record what it syncs."""
         return (
             "env",
             f"LD_PRELOAD={self.library}",
@@ -51,13 +51,13 @@ class WatchedDisk:
         subprocess.run([*self.watched(notes), "sync", *paths], check=True)
 
     def sync_all(self, notes: Path | None = None) -> None:
-        """Note all as it is now."""
+        """Record everything as it is now."""
         self._sync([self.root, *self.root.rglob("*")], notes or self.notes)
 
     def after_a_cut(self, target: Path, names: Names, rng: random.Random) -> None:
-        """Build as `target` what the disk may hold if the power goes now.
+        """Build as `target` what the disk may hold if the power fails now.
 
-        A file has the content of its last sync. One that was never synced is empty, or of zeros,
+        A file has the content of its last sync. One that was never synced is empty, contains zeros
         or ends early.
         """
         now = target.with_name(f"{target.name}.now")

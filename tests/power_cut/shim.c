@@ -1,13 +1,13 @@
-/* What a disk would hold after a power cut: notes, at each fsync, what is durable from then on.
+/* Records, at each fsync, what is durable from then on and would survive a power cut.
  *
  * Loaded by LD_PRELOAD into every process of a server. POWER_CUT_ROOT is the folder to watch,
- * POWER_CUT_NOTES another one, on the same file system or not. There, by its identity,
+ * POWER_CUT_NOTES the folder for the records, on any file system. It has, by identity:
  *
  *   <device>-<inode>-<birth in ns>        a file: its content at its last fsync
  *   <device>-<inode>-<birth in ns>.names  a folder: "<identity> <d|f> <name>\0" for each name in it
  *
- * Nothing is really synced: only the notes count. An inode's number is used again once it is free;
- * with the time of its birth it is unique.
+ * Nothing is really synced: only the records count. The number of an inode is reused once it is
+ * free; with the time of its birth it is unique.
  */
 #define _GNU_SOURCE
 #include <alloca.h>
@@ -75,7 +75,7 @@ static int copy_names(int fd, int notes) {
         if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
             continue;
         if (identify(fd, entry->d_name, identity, &mode))
-            continue; /* gone meanwhile */
+            continue; /* it has just been removed */
         int n = sprintf(line, "%s %c %s", identity, S_ISDIR(mode) ? 'd' : 'f', entry->d_name);
         if (write(notes, line, n + 1) != n + 1) {
             closedir(folder);
@@ -118,8 +118,8 @@ int fsync(int fd) { return note(fd); }
 
 int fdatasync(int fd) { return note(fd); }
 
-/* A child that gets an environment of its own is watched too. This may run after vfork, so on the
- * stack alone. */
+/* A child that gets its own environment is watched too. This may run after vfork, so it uses only
+ * the stack. */
 int execve(const char *path, char *const argv[], char *const env[]) {
     static const char *const names[] = {"LD_PRELOAD", "POWER_CUT_ROOT", "POWER_CUT_NOTES"};
     int (*real)(const char *, char *const[], char *const[]) = dlsym(RTLD_NEXT, "execve");

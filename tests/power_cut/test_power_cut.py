@@ -1,4 +1,4 @@
-"""The power goes: what a client was told still holds when a server starts on what the disk has."""
+"""After a power cut, a server started on what is on the disk keeps what clients were told."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ KEPT_BY_A_PURGE = {"command.sh", "plugin.log", "job.json"}
 
 @dataclass(frozen=True)
 class Moment:
-    """When the power goes: after so many answers, and once a model was stored, if so wished."""
+    """When the power fails: after `answers` answers and, with `model`, once a model is stored."""
 
     seed: str
     answers: int
@@ -64,7 +64,7 @@ def serving(workspace: Path, prefix: tuple[str, ...] = ()) -> Iterator[Server]:
 
 
 def cut(server: Server) -> None:
-    """End everything of a server at once."""
+    """Kill all processes of a server at once."""
     if server.process.poll() is None:
         server.process.kill()
         server.process.wait()
@@ -75,7 +75,7 @@ def cut(server: Server) -> None:
 
 
 def told_until(moment: Moment, library: Path, folder: Path) -> tuple[Told, WatchedDisk]:
-    """What clients were told until a moment, and the disk as it is then."""
+    """What clients were told up to a moment, and the disk as it is then."""
     workspace = folder / "workspace"
     for name in ("demo", "exit3"):
         seed_model(workspace, name, b"weights" if name == "demo" else name.encode())
@@ -92,7 +92,7 @@ def told_until(moment: Moment, library: Path, folder: Path) -> tuple[Told, Watch
 
 
 def check(server: Server, told: Told) -> None:
-    """What was told holds, and nothing is served that is not whole."""
+    """Check that what clients were told is true, and that nothing incomplete is served."""
     assert server.uploads() == []
     listed = [job["id"] for job in server.http.get("/jobs?limit=1000").json()["jobs"]]
     for job_id in {*listed, *told.volumes}:
@@ -131,7 +131,7 @@ def check_job(server: Server, told: Told, job_id: str) -> None:
 
 
 def check_files(server: Server, told: Told, job: dict[str, object], *, whole: bool) -> None:
-    """Each file is as it was recorded and told, or, where it need not be `whole`, refused."""
+    """Check that each file is as recorded and reported, or without `whole`, that it is refused."""
     job_id, recorded = str(job["id"]), job["segmentation"]
     assert isinstance(recorded, dict)
     facts = {"labels": recorded, **recorded.get("files", {})}
