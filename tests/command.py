@@ -1,4 +1,4 @@
-"""Runs the command line as a user does: as a process of its own."""
+"""Runs the command line as a user does: as a separate process."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def environment(**settings: str) -> dict[str, str]:
 def pfms(
     *arguments: str | Path, cwd: Path, code: int = 0, **settings: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end, which has to be `code`; whatever happens, there is no traceback."""
+    """Run a command to its end, which must be `code`, and never with a traceback."""
     done = subprocess.run(
         [*COMMAND, *map(str, arguments)],
         cwd=cwd,

@@ -91,7 +91,7 @@ def admit(upload: Path, limits: VolumeLimits = LIMITS) -> tuple[VolumeFacts, Pat
 def refused(
     upload: Path, kind: type[PfmsError], limits: VolumeLimits = LIMITS, *words: str
 ) -> PfmsError:
-    """See it refused: nothing but the upload is left, and no text of its header is told."""
+    """See it refused: nothing but the upload is left, and no text of its header is revealed."""
     with pytest.raises(kind) as caught:
         admit(upload, limits)
     assert [path.name for path in upload.parent.iterdir()] == [upload.name]

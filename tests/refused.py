@@ -23,7 +23,7 @@ def files_of(server: Server) -> set[Path]:
 
 
 def jobs_and_uploads(server: Server) -> tuple[list[Path], list[Path]]:
-    """What a request leaves that a job comes of, or that was cut off."""
+    """What a request leaves behind that becomes a job, or was cut off."""
     eventually(lambda: not server.uploads())  # of the request before, which is not waited for
     return server.job_folders(), server.uploads()
 

@@ -1,4 +1,4 @@
-"""What schemathesis.toml cannot say: which files to send, and what no answer may be."""
+"""What schemathesis.toml cannot say: which files to send, and what no response may be."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""A server of a few lines that is no pfms, on a real port."""
+"""A server of a few lines that is not pfms, on a real port."""
 
 import threading
 from collections.abc import Callable, Iterator

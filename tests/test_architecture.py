@@ -117,7 +117,7 @@ def test_only_the_child_programs_name_torch_and_the_plugin_in_an_import() -> Non
     assert "pfms.programs.weights_child" in heavy
 
 
-def test_no_room_needs_itself_by_any_detour() -> None:
+def test_no_module_imports_itself_by_any_detour() -> None:
     graph = {name: ours(name, late=False) for name in MODULES}
 
     assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES)
@@ -127,7 +127,7 @@ def test_every_module_has_a_storey_and_every_storey_a_module() -> None:
     assert {storey_of(name) for name in MODULES if name != "pfms"} == set(STOREYS)
 
 
-def test_the_documentation_shows_every_module_where_it_is() -> None:
+def test_the_documentation_shows_every_module_in_its_place() -> None:
     shown: set[str] = set()
     page = (ROOT / "docs" / "architecture.md").read_text()
     for row in re.findall(r"^\| (`.+?) \|(.*?)\| .+ \|$", page.partition("## The way")[0], re.M):
@@ -279,7 +279,7 @@ def test_a_user_without_a_home_costs_the_event_loop_nothing(
 
 
 def test_the_watch_over_the_event_loop_sees_what_blocks(tmp_path: Path) -> None:
-    """Else the test above could not fail."""
+    """Otherwise the test above could not fail."""
     program = f"""
 import asyncio, os, time
 from tests.watched_server import watch

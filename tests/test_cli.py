@@ -126,7 +126,7 @@ def test_infer_saves_the_segmentation_beside_and_says_what_it_is(
     assert "\x1b" not in done.stderr
 
 
-def test_infer_on_a_terminal_draws_a_bar_and_takes_it_away(server: Server, folder: Path) -> None:
+def test_infer_on_a_terminal_draws_a_bar_and_removes_it(server: Server, folder: Path) -> None:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "infer", "CT.nii.gz", "--model", "demo", "--server", server.url],
@@ -277,7 +277,7 @@ def test_jobs_are_listed_shown_and_removed(start_server: StartServer, tmp_path: 
     log = pfms("jobs", "log", first, cwd=tmp_path, server=url).stdout
     assert log == server.http.get(f"/jobs/{first}/log").text
     ended = pfms("jobs", "cancel", first, cwd=tmp_path, server=url).stdout
-    assert "had ended already: succeeded" in ended
+    assert "had already ended: succeeded" in ended
     pfms("jobs", "rm", "--purge-voxels", first, cwd=tmp_path, server=url)
     assert "voxels purged" in pfms("jobs", "list", cwd=tmp_path, server=url).stdout
     pfms("jobs", "rm", first, second, cwd=tmp_path, server=url)

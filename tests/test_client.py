@@ -233,7 +233,7 @@ def test_a_download_that_breaks_is_fetched_again_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_what_stays_away_is_given_up(tmp_path: Path) -> None:
+def test_a_server_that_stays_away_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with (
@@ -264,7 +264,7 @@ def test_a_refusal_in_other_words_keeps_them() -> None:
     assert "Bad Gateway" in told.value.detail
 
 
-def test_a_long_list_of_jobs_comes_page_by_page() -> None:
+def test_a_long_list_of_jobs_is_fetched_page_by_page() -> None:
     def answer(request: Answers) -> None:
         last = "cursor=more" in request.path
         jobs = [{"id": "c"}] if last else [{"id": "a"}, {"id": "b"}]

@@ -77,7 +77,7 @@ def test_a_plugin_that_fails_ends_the_demo_and_its_server(tmp_path: Path) -> Non
     assert of_the_demo(tmp_path) == []
 
 
-def test_a_demo_that_is_killed_takes_its_server_along(tmp_path: Path) -> None:
+def test_a_demo_that_is_killed_ends_its_server(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     with running("demo", "--out", out, cwd=tmp_path) as process:
         assert process.stdout

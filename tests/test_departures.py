@@ -1,4 +1,4 @@
-"""Clients that send no more, are gone, or say nothing: over raw connections."""
+"""Clients that have finished sending, are gone, or stay silent: over raw connections."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +26,7 @@ def hasty_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
-def test_a_client_that_shuts_down_its_sending_side_is_answered(
+def test_a_client_that_shuts_down_its_sending_side_gets_its_response(
     server: Server, version: str
 ) -> None:
     with Wire(server.url) as wire:
@@ -87,7 +87,7 @@ def half_close_first(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("leave", [Wire.hang_up, reset, half_close_first])
-def test_a_client_that_is_really_gone_takes_its_run_along(
+def test_a_client_that_is_really_gone_cancels_its_run(
     start_server: StartServer, leave: Callable[[Wire], None]
 ) -> None:
     server = start_server("staged.py")
@@ -95,7 +95,7 @@ def test_a_client_that_is_really_gone_takes_its_run_along(
         wire.send(request())
         wait_for_run(server)
         leave(wire)
-        # Well before the kernel of a closed socket would say so by itself (a minute).
+        # Well before the kernel would report a closed socket by itself (a minute).
         eventually(lambda: server.http.get("/jobs").json()["jobs"][0]["state"] == "cancelled", 10)
 
 
@@ -148,13 +148,13 @@ def test_silence_in_the_middle_of_a_body_ends_it(
     assert answer.headers["connection"] == "close"
 
 
-def test_silence_where_a_body_should_begin_ends_it(hasty_server: Server) -> None:
+def test_silence_where_a_body_should_begin_ends_the_request(hasty_server: Server) -> None:
     with Wire(hasty_server.url) as wire:
         wire.head("POST", TARGET, Content_Type=FORM, Content_Length=1000)
         is_problem(wire.answer(), 408, "request-timeout")
 
 
-def test_a_head_that_comes_too_slowly_ends_the_connection(hasty_server: Server) -> None:
+def test_a_head_that_arrives_too_slowly_ends_the_connection(hasty_server: Server) -> None:
     with Wire(hasty_server.url) as wire:
         wire.send(b"GET / HTTP/1.1\r\nHost:")
         is_problem(wire.answer(), 408, "request-timeout")
@@ -191,7 +191,7 @@ def test_a_call_that_waits_for_its_response_is_not_cut_off(hasty_server: Server)
         assert wire.answer().status == 200
 
 
-def test_the_kernel_asks_whether_a_silent_client_is_still_there(server: Server) -> None:
+def test_the_kernel_checks_whether_a_silent_client_is_still_there(server: Server) -> None:
     table = Path("/proc/net/tcp")
     if not table.exists():
         pytest.skip("the kernel does not show its timers")

@@ -1,4 +1,4 @@
-"""Refused as early as can be: before the body comes, or on its way; and clients that go away."""
+"""Refusals as early as possible: before or while the body arrives; and clients that go away."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.wire import FORM, Answer, Wire, form, part
 
 
 def answer_to_the_head(server: Server, target: str, length: int, kind: str = FORM) -> Answer:
-    """The answer to a request of which the body never comes."""
+    """The response to a request whose body never arrives."""
     with Wire(server.url) as wire:
         wire.head("POST", f"/api/v1{target}", Content_Type=kind, Content_Length=length)
         return wire.answer()
@@ -27,7 +27,7 @@ def answer_to_the_head(server: Server, target: str, length: int, kind: str = FOR
         (MODELPTH, 422, "missing-model-id"),
     ],
 )
-def test_a_wrong_query_is_refused_before_the_body_comes(
+def test_a_wrong_query_is_refused_before_the_body_arrives(
     server: Server, target: str, status: int, code: str
 ) -> None:
     answer = answer_to_the_head(server, target, 1_000_000)
@@ -37,7 +37,7 @@ def test_a_wrong_query_is_refused_before_the_body_comes(
 
 
 @pytest.mark.parametrize("path", [INFER, MODELPTH])
-def test_a_body_whose_length_is_too_great_is_refused_before_it_comes(
+def test_a_body_that_announces_too_great_a_length_is_refused_before_it_arrives(
     strict_server: Server, path: str
 ) -> None:
     answer = answer_to_the_head(strict_server, f"{path}?modelID=demo", UPLOAD_LIMIT + (2 << 20))
@@ -67,7 +67,7 @@ def test_a_client_that_waits_for_100_continue_is_refused_instead(server: Server)
 # --- on the way ------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_too_large_is_refused_while_it_comes(strict_server: Server) -> None:
+def test_a_file_that_is_too_large_is_refused_while_it_arrives(strict_server: Server) -> None:
     refused(strict_server, 413, "too-large", files={"file": bytes(UPLOAD_LIMIT + 1)})
 
 
@@ -77,7 +77,7 @@ def test_a_file_of_exactly_the_limit_is_checked(strict_server: Server) -> None:
 
 @pytest.mark.parametrize("field", ["file", "other"])
 def test_a_stream_without_end_is_refused_on_its_way(strict_server: Server, field: str) -> None:
-    """In chunks, so that nobody knows its length; it is answered before it has ended."""
+    """In chunks, so that its length is unknown; the response comes before it has ended."""
     before = files_of(strict_server)
     start_of_it = part(b"", f'form-data; name="{field}"').removesuffix(b"\r\n")
     with Wire(strict_server.url) as wire:

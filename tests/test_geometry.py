@@ -34,7 +34,7 @@ def _affine(kind: str, seed: int) -> NDArray[np.float64]:
 
 
 @pytest.mark.real
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI's, of its own next versions
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI's, about its next versions
 @pytest.mark.parametrize("kind", ["upright", "oblique", "sheared", "oblique and sheared"])
 @pytest.mark.parametrize("codes", [(1, 1), (1, 0), (0, 1), (0, 0)])
 @pytest.mark.parametrize("stretch", [1.0, 1.3])
@@ -71,7 +71,7 @@ def test_affine_and_grid_are_those_of_the_plugins_own_transforms(
     [
         ((3.0, 3.0, 3.0), (19, 39, 44)),  # 9 x 3 / 1.5 + 1, 19 x 3 / 1.5 + 1, 29 x 3 / 2 + 1
         ((1.5, 1.5, 2.0), (10, 20, 30)),
-        ((1.4995, 1.5005, 2.0009), (10, 20, 30)),  # within a thousandth: left as it is
+        ((1.4995, 1.5005, 2.0009), (10, 20, 30)),  # within a thousandth: left unchanged
         ((0.1, 0.1, 0.1), (2, 2, 2)),
     ],
 )

@@ -138,7 +138,7 @@ def test_equal_segmentations_give_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "one.nii.gz").read_bytes() == (tmp_path / "two.nii.gz").read_bytes()
 
 
-def test_where_sform_and_qform_differ_the_plugin_may_have_gone_by_either(tmp_path: Path) -> None:
+def test_if_sform_and_qform_differ_the_plugin_may_have_used_either(tmp_path: Path) -> None:
     sform: dict[str, Any] = {"srow_x": [2, 0, 0, 0], "srow_y": [0, 2, 0, 0], "srow_z": [0, 0, 2, 0]}
     given = volume(tmp_path, nifti(ct(), OBLIQUE, **sform))
     source = nib.load(given)

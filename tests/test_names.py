@@ -81,7 +81,7 @@ def test_one_wrong_name_is_enough(server: Server) -> None:
     assert get(server, "evil.example", "localhost")[0] == 421
 
 
-def test_a_client_that_sends_no_host_is_answered(server: Server) -> None:
+def test_a_client_that_sends_no_host_gets_a_response(server: Server) -> None:
     assert get(server, version="1.0")[0] == 200
 
 

@@ -23,7 +23,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 TYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
 TYPES += ["float32", "float64"]
 
-# --- what is taken -----------------------------------------------------------------------------
+# --- accepted volumes --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["gz", "plain"])

@@ -96,7 +96,7 @@ def test_a_gzip_header_without_end_is_refused(tmp_path: Path) -> None:
 NO_QFORM = {"qform_code": 0}
 SAME_WAY = {"srow_x": [1, 1, 0, 0], "srow_y": [1, 1, 0, 0]}
 NOTHING = {"srow_x": [0] * 4, "srow_y": [0] * 4, "srow_z": [0] * 4}
-# One field each (or a few), what comes of it, and a word of the answer.
+# One field each (or a few), the outcome, and a word of the message.
 WRONG: list[tuple[dict[str, Any], type[RequestError], str]] = [
     ({"dim": [2, 5, 42, 1, 1, 1, 1, 1]}, UnsupportedNifti, "2 axes"),
     ({"dim": [3, 5, 42, 1, 1, 1, 1, 1]}, UnsupportedNifti, "fewer than two"),

@@ -63,7 +63,7 @@ LENGTHS = (
     *(MANY_DIGITS, f"-{MANY_DIGITS}", "0" * 5000 + "9", "9" * 4301, "9" * 18, "+5", "", "\xb2"),
     *("1,1", "0x1", "1 1", "gzip", "chunked, gzip"),
 )
-FRAMING = {"Content-Length", "Transfer-Encoding"}  # may promise a body that never comes
+FRAMING = {"Content-Length", "Transfer-Encoding"}  # may announce a body that never arrives
 PATIENCE = 10  # seconds
 QUICK, MANY = 500, 20_000  # requests
 
@@ -154,7 +154,7 @@ def check_some(
     finish(server)
 
 
-def test_no_odd_header_is_a_fault_of_ours(
+def test_no_odd_header_causes_an_internal_error(
     odd_server: Server, routes: list[tuple[str, str]]
 ) -> None:
     check_some(odd_server, routes, random.Random(1), QUICK)
@@ -162,7 +162,7 @@ def test_no_odd_header_is_a_fault_of_ours(
 
 @pytest.mark.parametrize("value", LENGTHS)
 @pytest.mark.parametrize("name", sorted(FRAMING))
-def test_no_odd_framing_is_a_fault_of_ours(
+def test_no_odd_framing_causes_an_internal_error(
     odd_server: Server, routes: list[tuple[str, str]], name: str, value: str
 ) -> None:
     for method, path in routes:
@@ -172,7 +172,7 @@ def test_no_odd_framing_is_a_fault_of_ours(
 
 
 @pytest.mark.parametrize("query", ODD_QUERIES)
-def test_no_odd_query_is_a_fault_of_ours(
+def test_no_odd_query_causes_an_internal_error(
     odd_server: Server, routes: list[tuple[str, str]], query: str
 ) -> None:
     for method, path in routes:
@@ -182,7 +182,7 @@ def test_no_odd_query_is_a_fault_of_ours(
 
 @pytest.mark.every
 @pytest.mark.timeout(3600)
-def test_no_odd_header_among_many_is_a_fault_of_ours(
+def test_no_odd_header_among_many_causes_an_internal_error(
     odd_server: Server, routes: list[tuple[str, str]]
 ) -> None:
     check_some(odd_server, routes, random.Random(), MANY)

@@ -51,7 +51,7 @@ def test_every_refusal_in_the_document_is_a_problem(document: dict[str, Any]) ->
     for method, path, call in calls(document):
         assert "`internal`" in call["responses"]["500"]["description"], (method, path)
         for status, answer in call["responses"].items():
-            # A range that is out of bounds is Starlette's; what is missing is the body of `ready`.
+            # Starlette itself refuses a range out of bounds; the 503 of `ready` has its own body.
             if int(status) < 400 or status == "416" or (status == "503" and "/ready" in path):
                 continue
             schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
@@ -143,7 +143,7 @@ def test_the_documentation_answers_like_every_other_path(server: Server, path: s
         assert (refused.status_code, refused.headers["allow"]) == (405, "HEAD, GET")
 
 
-# --- what is answered ------------------------------------------------------------------------
+# --- responses -------------------------------------------------------------------------------
 
 
 def job_ids() -> list[str]:

@@ -159,7 +159,7 @@ def test_it_reads_the_contents_that_a_body_was_built_from(
     assert [head.headers for head, _ in found] == [{b"x": b"%d" % i} for i in range(len(contents))]
 
 
-# --- what is refused, and why --------------------------------------------------------------------
+# --- refusals, and their reasons -----------------------------------------------------------------
 
 WRONG: dict[str, tuple[str, bytes]] = {
     "LF alone": ("LF alone", body().replace(b"\r\n", b"\n")),

@@ -53,7 +53,7 @@ def test_the_truth_lies_on_the_grid_of_the_volume(tilt: float, shear: float) -> 
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL", "ILP"])
-def test_the_axes_point_where_they_are_asked_to(codes: str) -> None:
+def test_the_axes_point_in_the_requested_directions(codes: str) -> None:
     phantom = make_phantom(0, spacing=(4.0, 5.0, 6.0), orientation=codes)
 
     assert "".join(nib.aff2axcodes(phantom.volume.affine)) == codes

@@ -17,7 +17,7 @@ from pfms.volumes.preview import preview_png
 from tests.niftis import OBLIQUE, Order, admit, ct, nifti, put
 
 LPS = np.diag([-0.8, -0.9, 2.5, 1.0])
-RIGID = nib.Nifti1Image(ct(), OBLIQUE).get_qform()  # a qform can say no other
+RIGID = nib.Nifti1Image(ct(), OBLIQUE).get_qform()  # a qform cannot express any other
 TILTED = RIGID @ np.array([[1, 0, 0, 0], [0, 1, 0.8, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 NOTHING: dict[str, Any] = {"srow_x": [0] * 4, "srow_y": [0] * 4, "srow_z": [0] * 4}
 BAD_SFORMS: dict[str, dict[str, Any]] = {

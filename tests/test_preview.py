@@ -125,7 +125,7 @@ def test_a_millimetre_is_equally_long_in_every_direction(tmp_path: Path) -> None
     assert max(sizes) - min(sizes) <= 6  # of 154 pixels; a voxel is up to 15
 
 
-def test_the_slices_go_through_the_spleen_even_where_its_middle_is_empty(tmp_path: Path) -> None:
+def test_the_slices_go_through_the_spleen_even_if_its_middle_is_empty(tmp_path: Path) -> None:
     labels = np.zeros((40, 40, 40), "uint8")
     labels[2:6, 2:6, 2:6] = 1
     labels[30:38, 30:38, 30:38] = 1

@@ -229,7 +229,7 @@ def test_a_file_that_is_not_a_model_is_refused_and_not_stored(server: Server) ->
 
 
 def test_the_volume_of_the_tests_is_accepted(strict_server: Server) -> None:
-    """Else the refusals above could be for another reason."""
+    """Otherwise the refusals above could have another reason."""
     answer = strict_server.infer(gzip.compress(WHOLE))
 
     assert answer.status_code == 200, answer.text

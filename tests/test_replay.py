@@ -56,7 +56,7 @@ def test_a_copied_job_gives_the_same_voxels_and_nothing_is_left(folder: Path) ->
     assert names(folder) == before
 
 
-def test_what_was_written_is_kept_on_demand(folder: Path) -> None:
+def test_the_output_is_kept_on_demand(folder: Path) -> None:
     told = json.loads(pfms("replay", folder, "--keep", "--json", cwd=folder.parent).stdout)
     assert told["same"]
     rerun = Path(told["rerun"])

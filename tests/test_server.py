@@ -89,7 +89,7 @@ def test_a_full_queue_refuses_with_the_time_to_try_again(start_server: StartServ
     server = start_server("staged.py", queue_limit=1)
     running, waiting = server.submit(), server.submit()
 
-    with Wire(server.url) as wire:  # before the body comes
+    with Wire(server.url) as wire:  # before the body arrives
         wire.head(
             "POST",
             "/api/v1/spleenseg/NIfTIinference?modelID=demo",
@@ -106,7 +106,7 @@ def test_a_full_queue_refuses_with_the_time_to_try_again(start_server: StartServ
 # --- clients that go away --------------------------------------------------------------------
 
 
-def test_a_client_that_leaves_its_blocking_call_takes_the_run_along(
+def test_a_client_that_leaves_its_blocking_call_cancels_the_run(
     start_server: StartServer,
 ) -> None:
     server = start_server("ignores_term.py", grace_seconds=1)
@@ -144,7 +144,7 @@ def test_a_client_that_leaves_another_call_leaves_its_run(
     assert server.ended(job_id)["state"] == "succeeded"
 
 
-def test_a_client_that_leaves_while_its_job_waits_takes_it_out_of_the_queue(
+def test_a_client_that_leaves_while_its_job_waits_removes_it_from_the_queue(
     start_server: StartServer,
 ) -> None:
     server = start_server("staged.py")

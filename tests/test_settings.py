@@ -1,4 +1,4 @@
-"""The settings: config.env, the environment, the command line, and what none of them may say."""
+"""The settings: config.env, the environment, the command line, and values that are refused."""
 
 import itertools
 import os

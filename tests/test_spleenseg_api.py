@@ -20,7 +20,7 @@ INFER = "/api/v1/spleenseg/NIfTIinference"
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_a_volume_comes_back_as_labels_in_its_own_grid(server: Server, slash: str) -> None:
+def test_a_volume_comes_back_as_labels_on_its_own_grid(server: Server, slash: str) -> None:
     volume = nifti_bytes(seed=1)
 
     answer = server.http.post(

@@ -55,7 +55,7 @@ class Form:
 
     @property
     def possible(self) -> bool:
-        """A qform is a rotation: it cannot say what a shear is."""
+        """A qform is a rotation: it cannot express a shear."""
         return (self.orientation, self.form) != ("sheared", "qform-only")
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Form:
         if self.dtype == "scaled":
             voxels = np.rint((hounsfield + 1200) / 0.5).astype(np.uint16)
             fields = {"scl_slope": 0.5, "scl_inter": -1200}
-        elif self.dtype == "uint16":  # as some converters cut what is below water
+        elif self.dtype == "uint16":  # as some converters cut off everything below water
             voxels = np.rint(hounsfield.clip(0)).astype(np.uint16)
         elif self.dtype.startswith("float"):
             voxels = hounsfield.astype(self.dtype)

@@ -23,7 +23,7 @@ UPGRADES = [
 
 @pytest.mark.parametrize("upgrade", UPGRADES, ids=lambda u: str(u.get("Upgrade")))
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
-def test_a_request_to_upgrade_is_answered_as_if_it_did_not_ask(
+def test_a_request_to_upgrade_is_answered_as_http_1_1(
     server: Server, upgrade: dict[str, str], chunked: bool
 ) -> None:
     with Wire(server.url) as wire:
@@ -64,7 +64,7 @@ def test_a_body_that_is_waited_for_with_100_continue_may_ask_for_an_upgrade(serv
         assert wire.answer().status == 200
 
 
-# --- what is no HTTP ---------------------------------------------------------------------------
+# --- what is not HTTP --------------------------------------------------------------------------
 
 POST = (
     b"POST "
@@ -159,7 +159,7 @@ def test_bytes_above_0x7f_in_a_header_never_cause_an_internal_error(server: Serv
                 assert answer.status < 500, (name, value, answer.body)
 
 
-def test_what_is_wrong_after_a_whole_request_does_not_take_its_answer(server: Server) -> None:
+def test_a_fault_after_a_complete_request_does_not_cost_it_its_response(server: Server) -> None:
     with Wire(server.url) as wire:
         wire.send(request() + b"\x00\x01 what is this\r\n\r\n")
         assert wire.answer().status == 200
@@ -192,7 +192,7 @@ def test_a_bad_chunk_in_the_middle_leaves_nothing(server: Server) -> None:
         ("Transfer_Encoding", "gzip, chunked"),
     ],
 )
-def test_a_coding_of_the_body_is_refused_before_it_comes(
+def test_a_coding_of_the_body_is_refused_before_the_body_arrives(
     server: Server, path: str, header: str, coding: str
 ) -> None:
     with Wire(server.url) as wire:
