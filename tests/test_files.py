@@ -65,7 +65,7 @@ def test_removing_a_deep_and_wide_folder_takes_few_descriptors(tmp_path: Path) -
     for number in range(300):
         (deep / f"wide-{number}" / "inner").mkdir(parents=True)
     program = (
-        "import pathlib, resource, sys; from pfms.storage.files import discard;"
+        "import pathlib, resource, sys; from pfms.storage.removal import discard;"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (6, 6)); discard(pathlib.Path(sys.argv[1]))"
     )
     subprocess.run([shutil.which("python3") or "python3", "-c", program, deep], check=True)

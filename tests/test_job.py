@@ -103,5 +103,5 @@ def test_a_record_without_a_version_has_the_first_one() -> None:
 
 
 def test_a_change_of_a_field_that_no_job_has_is_a_bug() -> None:
-    with pytest.raises(ValueError, match="no colour"):
+    with pytest.raises(ValueError, match="no field colour"):
         job().changed(colour="blue")
