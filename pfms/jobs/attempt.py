@@ -51,12 +51,12 @@ class Attempt:
             script = PLUGIN.command_script(run.argv, run.environment)
             write_atomically(self._tree.command, script.encode(), mode=0o770)
         found = versions()
-        installed = self._command.kind == "entry-point"
+        is_ours = self._command.kind == "entry-point" and self._command.name == PLUGIN.name
         facts = RunFacts(
             device=device,
             executor=executor,
             plugin=PluginUsed(
-                name=PLUGIN.name, version=found.get(PLUGIN.name) if installed else None
+                name=PLUGIN.name, version=found.get(PLUGIN.name) if is_ours else None
             ),
             command=run.argv,
             environment=run.environment,

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 from pfms.errors import StartError
+from pfms.plugin.spleenseg import Spleenseg
 from pfms.plugin.types import HostFacts
 
-PACKAGE = "spleenseg"
+PACKAGE = Spleenseg.name
 _COMPARED = ("pfms", PACKAGE, "torch", "monai", "numpy", "nibabel")
 _REMEDY = "Set PFMS_PLUGIN_COMMAND to a command, or to the path of an executable or a .py."
 _INSTALL = "Install the plugin: `make install` in a clone of pfms does it."
@@ -43,6 +44,11 @@ class PluginCommand:
     interpreter: str
     kind: Kind
     entry_point: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the executable, or of the script."""
+        return Path(self.argv[-1]).name
 
 
 def resolve_command(setting: str) -> PluginCommand:
