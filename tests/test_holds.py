@@ -195,7 +195,7 @@ def test_a_job_runs_only_with_the_weights_that_its_record_names(
     shutil.rmtree(server.workspace / "jobs" / bare / "input")
     server.http.post(f"/jobs/{running}/cancel")
     assert "accepted with" in failure(server, waiting)
-    assert "not in its folder" in failure(server, bare)
+    assert "no longer in its folder" in failure(server, bare)
 
 
 def failure(server: Server, job_id: str) -> str:

@@ -87,7 +87,7 @@ _NETWORK = """
 import runpy, sys
 child = runpy.run_path(sys.argv[1])
 child["confine"]()
-print(len(child["network_of_the_plugin"](sys.argv[2])))
+print(len(child["plugin_network"](sys.argv[2])))
 """
 
 
