@@ -171,6 +171,14 @@ def test_a_client_that_never_says_a_word_is_not_kept(hasty_server: Server) -> No
         assert wire.ends() == b""
 
 
+def test_line_breaks_after_an_answer_keep_no_connection(hasty_server: Server) -> None:
+    with Wire(hasty_server.url) as wire:
+        wire.head("GET", "/api/v1/about")
+        assert wire.answer("GET").status == 200
+        wire.send(b"\r\n")
+        assert wire.ends() == b""
+
+
 def test_a_body_that_was_refused_is_not_waited_for(hasty_server: Server) -> None:
     with Wire(hasty_server.url) as wire:
         wire.head(

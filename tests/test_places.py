@@ -69,6 +69,27 @@ def test_a_repeat_needs_no_place(start_server: StartServer) -> None:
     assert server.submit(headers=key) == job_id
 
 
+def test_a_repeat_of_a_job_that_gave_up_its_key_meanwhile_needs_a_place(
+    start_server: StartServer,
+) -> None:
+    server = start_server("hangs.py", queue_limit=1)
+    key, body = {"Idempotency-Key": "k"}, form(part(nifti_bytes()))
+    job_id = server.submit(headers=key)
+    with Wire(server.url) as wire:
+        headers = {"Content-Type": FORM, "Content-Length": len(body), **key}
+        wire.head("POST", INFER, Prefer="respond-async", **headers)
+        eventually(lambda: is_receiving(server))
+        server.http.post(f"/jobs/{job_id}/cancel")
+        server.ended(job_id)
+        server.submit()
+        server.submit()
+        wire.send(body)
+        answer = wire.answer()
+    assert (answer.status, answer.json()["code"]) == (503, "queue-full")
+    assert len(server.job_folders()) == 3
+    assert server.uploads() == []
+
+
 def test_a_rerun_needs_a_place(start_server: StartServer) -> None:
     server = start_server("hangs.py", queue_limit=1)
     job_id = server.submit()

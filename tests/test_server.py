@@ -15,7 +15,7 @@ import pytest
 
 from pfms.processes.marks import JOB_MARK, find_marked
 from pfms.server import listen, url_of
-from tests.conftest import Server, StartServer, eventually, nifti_bytes
+from tests.conftest import Server, StartServer, eventually, nifti_bytes, seed_model
 from tests.wire import FORM, Wire, form, part
 
 WITHIN = 5  # seconds, in which every process of a run that is ended has to be gone
@@ -226,6 +226,23 @@ def test_a_second_signal_ends_the_patience_of_a_stop(start_server: StartServer) 
 
     assert server.stop(signal.SIGINT) == 0
     assert find_marked(JOB_MARK, job_id) == []
+
+
+def test_a_job_that_a_stop_has_put_back_can_still_be_cancelled(start_server: StartServer) -> None:
+    server = start_server(
+        "as_the_model_says.py", jobs_per_device=2, drain_seconds=0.1, grace_seconds=5
+    )
+    for name in ("hangs", "ignores_term"):
+        seed_model(server.workspace, name, name.encode())
+    jobs = [server.submit(model=name) for name in ("hangs", "ignores_term")]
+    eventually(lambda: all("\n" in log_of(server, job_id) for job_id in jobs))
+
+    server.process.send_signal(signal.SIGTERM)
+    eventually(lambda: states(server)[jobs[0]] == "queued")
+    answer = server.http.post(f"/jobs/{jobs[0]}/cancel")
+
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+    server.process.send_signal(signal.SIGKILL)
 
 
 def test_clients_waiting_in_the_queue_learn_at_once_that_the_server_stops(

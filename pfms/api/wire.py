@@ -92,7 +92,6 @@ class Connection(HttpToolsProtocol):
         """Parse what arrived."""
         if self._discarding:
             return
-        self._unset_keepalive_if_required()
         self._progressed = False
         rest: bytes | None = data
         while rest is not None and not self._discarding:
@@ -106,6 +105,7 @@ class Connection(HttpToolsProtocol):
             self._set_timer(self._idle_seconds, self._head_is_late)
         elif self._in_message and not self._in_head and self.cycle.response_complete:
             # The rest of a refused body: nothing else limits how long it may take.
+            self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
@@ -141,7 +141,8 @@ class Connection(HttpToolsProtocol):
     # --- callbacks of the parser ---------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """The first byte of a request; line breaks before it do not count."""
+        self._unset_keepalive_if_required()
         self._progressed = self._in_head = self._in_message = True
         self._head_size = 0
         super().on_message_begin()

@@ -22,7 +22,6 @@ from pfms.executors.base import Executor
 from pfms.jobs.holds import Holds
 from pfms.jobs.job import Job, ModelUsed, PluginUsed, VolumeSent
 from pfms.jobs.journal import Journal
-from pfms.jobs.queue import JobQueue
 from pfms.jobs.runs import Runs
 from pfms.models.record import ModelRecord, valid_model_id
 from pfms.models.store import ModelStore
@@ -58,14 +57,30 @@ class InferenceRequest:
 class Place:
     """A place in the queue, reserved for a job that is still being received."""
 
-    def __init__(self, queue: JobQueue | None) -> None:
-        self._queue = queue  # None when no place is reserved, or no longer
+    def __init__(self, runs: Runs, limit: int) -> None:
+        self._runs = runs
+        self._limit = limit
+        self._reserved = False
+
+    def reserve(self) -> None:
+        """Reserve one, unless this was done already.
+
+        Raises:
+            QueueFull: Too many jobs are waiting.
+        """
+        queue = self._runs.queue
+        if not self._reserved and not queue.reserve(self._limit):
+            raise QueueFull(
+                f"{len(queue)} jobs are already waiting.",
+                retry_after=self._runs.seconds_until_room(),
+            )
+        self._reserved = True
 
     def release(self) -> None:
         """End the reservation: the job is in the queue now, or never will be."""
-        if self._queue is not None:
-            self._queue.unreserve()
-            self._queue = None
+        if self._reserved:
+            self._runs.queue.unreserve()
+            self._reserved = False
 
 
 class Intake:
@@ -122,7 +137,8 @@ class Intake:
     ) -> AsyncIterator[Place]:
         """Reserve a place in the queue while a volume is received, so that the limit is exact.
 
-        A repeated request, whose `key` already belongs to a job, needs no place: it gets that job.
+        A repeated request, whose `key` already belongs to a job, gets that job and needs no place,
+        unless the job gives up its key meanwhile: `submit` looks again.
 
         Raises:
             NotReady: The server is draining.
@@ -132,25 +148,21 @@ class Intake:
             QueueFull: Too many jobs are waiting.
         """
         self._check_not_draining()
-        if key is not None and await self._journal.call(self._records.by_key, key) is not None:
-            yield Place(None)
-            return
+        place = Place(self._runs, self._settings.queue_limit)
+        try:
+            if key is None or await self._journal.call(self._records.by_key, key) is None:
+                await self._check_can_run(model_id)
+                place.reserve()
+            yield place
+        finally:
+            place.release()
+
+    async def _check_can_run(self, model_id: str | None) -> None:
         async with self.room.reserve():
             pass  # only to see whether there is any room at all
         if model_id is not None:
             await asyncio.to_thread(self._models.get, valid_model_id(model_id))
         await self._check_device()
-        queue = self._runs.queue
-        if not queue.reserve(self._settings.queue_limit):
-            raise QueueFull(
-                f"{len(queue)} jobs are already waiting.",
-                retry_after=self._runs.seconds_until_room(),
-            )
-        place = Place(queue)
-        try:
-            yield place
-        finally:
-            place.release()
 
     def _check_not_draining(self) -> None:
         if self._runs.draining:
@@ -188,6 +200,7 @@ class Intake:
     async def _new_job(
         self, upload: Upload, request: InferenceRequest, fingerprint: str | None, place: Place
     ) -> Job:
+        place.reserve()
         created = utc_now()
         async with self._unpublished_tree() as tree, self._admission_slots:
             model, facts = await in_thread(self._fill_tree, upload, request, tree)
@@ -265,8 +278,8 @@ class Intake:
     async def _publish(self, tree: JobTree, job: Job, place: Place) -> Job:
         """Move a finished folder into place, write its row, then add the job to the queue."""
         await in_thread(self._records.write_file, tree, job)
-        await in_thread(self._workspace.publish, tree, job.id)
         try:
+            await in_thread(self._workspace.publish, tree, job.id)
             await to_the_end(self._journal.call(self._records.write_row, job))
         except BaseException:
             await in_thread(self._workspace.remove_job, job.id)
