@@ -76,7 +76,7 @@ def test_a_repeat_of_a_job_that_gave_up_its_key_meanwhile_needs_a_place(
     key, body = {"Idempotency-Key": "k"}, form(part(nifti_bytes()))
     job_id = server.submit(headers=key)
     with Wire(server.url) as wire:
-        headers = {"Content-Type": FORM, "Content-Length": len(body), **key}
+        headers: dict[str, str | int] = {"Content-Type": FORM, "Content-Length": len(body), **key}
         wire.head("POST", INFER, Prefer="respond-async", **headers)
         eventually(lambda: is_receiving(server))
         server.http.post(f"/jobs/{job_id}/cancel")
