@@ -1,5 +1,7 @@
 """Which devices there are and which are chosen, without torch and on any machine."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from pfms.errors import StartError
 from pfms.executors import devices
+from tests.conftest import ROOT
 
 TWO_GPUS = ("cuda:0", "cuda:1", "cpu")
 
@@ -72,15 +75,26 @@ def test_cuda_visible_devices_is_read_as_cuda_reads_it(setting: str | None, seen
     ],
 )
 def test_torchs_build_is_read_without_importing_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, version: str | None
+    tmp_path: Path, text: str, version: str | None
 ) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('imported')")
     (tmp_path / "torch" / "version.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
+    # In a fresh interpreter: other tests may have imported the real torch into this one.
+    program = (
+        "import sys; from pfms.executors import devices; "
+        "print(devices.torch_cuda_version(), 'torch' in sys.modules)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
-    assert devices.torch_cuda_version() == version
-    assert "torch" not in sys.modules
+    assert said == f"{version} False\n"
 
 
 def test_there_is_always_a_cpu_and_gpus_only_if_torch_can_use_them() -> None:
