@@ -22,10 +22,13 @@ def files_of(server: Server) -> set[Path]:
     return {path for folder in folders for path in folder.rglob("*")}
 
 
-def jobs_and_uploads(server: Server) -> tuple[list[Path], list[Path]]:
-    """What a request leaves behind that becomes a job, or was cut off."""
-    eventually(lambda: not server.uploads())  # of the request before, which is not waited for
-    return server.job_folders(), server.uploads()
+def jobs_made(server: Server) -> list[Path]:
+    """The jobs there are once nothing is being received.
+
+    A request that was refused on the wire may begin, and drop, its upload after its answer.
+    """
+    eventually(lambda: not server.uploads())
+    return server.job_folders()
 
 
 def check(answer: httpx.Response, status: int, code: str, server: Server) -> dict[str, Any]:

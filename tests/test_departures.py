@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Server, StartServer, eventually, seed_model, start
-from tests.refused import INFER, MODELPTH, TARGET, files_of, is_problem, jobs_and_uploads, request
+from tests.refused import INFER, MODELPTH, TARGET, files_of, is_problem, jobs_made, request
 from tests.wire import FORM, Wire, part
 
 IDLE = 1  # second, of `hasty_server`
@@ -66,7 +66,7 @@ def test_pipelined_requests_are_all_answered_even_if_no_more_follow(server: Serv
 
 @pytest.mark.parametrize("cut", [20, 200, -1])
 def test_the_refusal_of_a_request_that_ends_in_the_middle_says_so(server: Server, cut: int) -> None:
-    before = jobs_and_uploads(server)
+    before = jobs_made(server)
     with Wire(server.url) as wire:
         wire.send(request()[:cut])
         wire.say_no_more()
@@ -74,7 +74,7 @@ def test_the_refusal_of_a_request_that_ends_in_the_middle_says_so(server: Server
         assert wire.ends() == b""
 
     assert "ended" in problem["detail"]
-    eventually(lambda: jobs_and_uploads(server) == before)
+    assert jobs_made(server) == before
 
 
 def reset(wire: Wire) -> None:

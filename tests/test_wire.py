@@ -6,7 +6,7 @@ import pytest
 
 from pfms.errors import InvalidParameter
 from tests.conftest import Server, eventually
-from tests.refused import INFER, MODELPTH, TARGET, is_problem, jobs_and_uploads, request
+from tests.refused import INFER, MODELPTH, TARGET, is_problem, jobs_made, request
 from tests.wire import FORM, Wire, form, part
 
 ABOUT = "/api/v1/about"
@@ -121,7 +121,7 @@ for length in (
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_what_is_not_http_gets_a_problem_document(server: Server, content: bytes) -> None:
-    before = jobs_and_uploads(server)
+    before = jobs_made(server)
     with Wire(server.url) as wire:
         with suppress(OSError):  # where it has been refused already
             wire.send(content)
@@ -131,7 +131,7 @@ def test_what_is_not_http_gets_a_problem_document(server: Server, content: bytes
     problem = is_problem(answer, 400, "invalid-parameter")
     assert problem["remedy"] != InvalidParameter.remedy
     assert answer.headers["connection"] == "close"
-    eventually(lambda: jobs_and_uploads(server) == before)
+    assert jobs_made(server) == before
 
 
 @pytest.mark.parametrize("length", ["0" * 5000, "0" * 5000 + "5"])
@@ -167,7 +167,7 @@ def test_a_fault_after_a_complete_request_does_not_cost_it_its_response(server: 
 
 
 def test_a_bad_chunk_in_the_middle_leaves_nothing(server: Server) -> None:
-    before = jobs_and_uploads(server)
+    before = jobs_made(server)
     piece = part(bytes(2_000_000))
     with Wire(server.url) as wire:
         wire.send(POST + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -176,7 +176,7 @@ def test_a_bad_chunk_in_the_middle_leaves_nothing(server: Server) -> None:
         wire.send(b"what?\r\n")
         is_problem(wire.answer(), 400, "invalid-parameter")
 
-    eventually(lambda: jobs_and_uploads(server) == before)
+    assert jobs_made(server) == before
 
 
 # --- codings -----------------------------------------------------------------------------------

@@ -1,15 +1,17 @@
 """Removes files and folders, whatever a program did to them."""
 
 import errno
+import math
 import os
 import stat
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 _NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_ROUNDS = 10  # attempts to empty a folder that someone is still writing to
+_SECONDS = 5  # how long a folder that someone is still writing to is emptied again
 
 
 def discard(path: Path) -> None:
@@ -29,14 +31,10 @@ def discard(path: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        for rounds_left in reversed(range(_ROUNDS)):
-            _empty(top)
-            try:
-                path.rmdir()
-                return
-            except OSError as error:
-                if error.errno not in _NOT_EMPTY or not rounds_left:
-                    raise
+        _empty(top)
+        until = time.monotonic() + _SECONDS
+        while not _removed(path, until):
+            _empty(top, until)
     except FileNotFoundError:  # someone else removed it
         return
     finally:
@@ -62,14 +60,28 @@ def restore_access(path: str | Path, parent: int | None = None) -> bool:
     return True
 
 
-def _empty(top: int) -> None:
+def _removed(path: Path, until: float) -> bool:
+    """Remove an empty folder; until that time it may still have something in it."""
+    try:
+        path.rmdir()
+    except OSError as error:
+        if error.errno not in _NOT_EMPTY or time.monotonic() > until:
+            raise
+        return False
+    return True
+
+
+def _empty(top: int, until: float = math.inf) -> None:
     """Remove what is in a folder. What is added at the same time may stay.
+
+    A writer that is quicker than the removal would make each attempt longer than the one before:
+    an attempt that has a limit may leave something.
 
     Works through a list of the folders in it: the files of each are removed and its subfolders
     moved up to `top` and added to the list; then the folder is empty and is removed.
     """
     waiting = _remove_files(top)
-    while waiting:
+    while waiting and time.monotonic() < until:
         name = waiting.pop()
         with suppress(FileNotFoundError, NotADirectoryError):  # someone else removed it
             folder = os.open(name, _FOLDER, dir_fd=top)
