@@ -132,10 +132,12 @@ def test_files_written_during_a_removal_are_removed_too(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    with contextlib.suppress(OSError):  # it may fail with an error, but must not silently stop
-        discard(folder)
-    stopped.set()
-    writer.join()
+    try:
+        with contextlib.suppress(OSError):  # it may fail with an error, but must not silently stop
+            discard(folder)
+    finally:
+        stopped.set()
+        writer.join()
     discard(folder)
     assert not folder.exists()
 

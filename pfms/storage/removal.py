@@ -31,10 +31,16 @@ def discard(path: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        _empty(top)
-        until = time.monotonic() + _SECONDS
-        while not _removed(path, until):
+        until = math.inf
+        while True:
             _empty(top, until)
+            try:
+                path.rmdir()
+                return
+            except OSError as error:
+                if error.errno not in _NOT_EMPTY or time.monotonic() > until:
+                    raise
+            until = min(until, time.monotonic() + _SECONDS)
     except FileNotFoundError:  # someone else removed it
         return
     finally:
@@ -60,33 +66,22 @@ def restore_access(path: str | Path, parent: int | None = None) -> bool:
     return True
 
 
-def _removed(path: Path, until: float) -> bool:
-    """Remove an empty folder; until that time it may still have something in it."""
-    try:
-        path.rmdir()
-    except OSError as error:
-        if error.errno not in _NOT_EMPTY or time.monotonic() > until:
-            raise
-        return False
-    return True
-
-
-def _empty(top: int, until: float = math.inf) -> None:
+def _empty(top: int, until: float) -> None:
     """Remove what is in a folder. What is added at the same time may stay.
 
-    A writer that is quicker than the removal would make each attempt longer than the one before:
-    an attempt that has a limit may leave something.
+    After `until` (of the monotonic clock) it leaves the rest: a writer that is quicker than the
+    removal would make each attempt longer than the one before.
 
     Works through a list of the folders in it: the files of each are removed and its subfolders
     moved up to `top` and added to the list; then the folder is empty and is removed.
     """
-    waiting = _remove_files(top)
+    waiting = _remove_files(top, until)
     while waiting and time.monotonic() < until:
         name = waiting.pop()
         with suppress(FileNotFoundError, NotADirectoryError):  # someone else removed it
             folder = os.open(name, _FOLDER, dir_fd=top)
             try:
-                for inner in _remove_files(folder):
+                for inner in _remove_files(folder, until):
                     waiting.append(uuid.uuid4().hex)
                     os.rename(inner, waiting[-1], src_dir_fd=folder, dst_dir_fd=top)
             finally:
@@ -98,10 +93,12 @@ def _empty(top: int, until: float = math.inf) -> None:
                     raise
 
 
-def _remove_files(folder: int) -> list[str]:
+def _remove_files(folder: int, until: float) -> list[str]:
     """Remove everything in a folder except its subfolders; returns their names."""
-    folders = []
+    folders: list[str] = []
     for name in os.listdir(folder):
+        if time.monotonic() > until:
+            break
         with suppress(FileNotFoundError):
             if restore_access(name, folder):
                 folders.append(name)
