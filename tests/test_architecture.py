@@ -37,6 +37,7 @@ STOREYS = (
     "models",
     "processes",
     "volumes",
+    "access",
     "storage",
     "settings",
     "plugin",
@@ -59,6 +60,7 @@ PURE = (
     "errors",
     "volumes.not_nifti",
     "volumes.sniff",
+    "access.caller",
 )
 TOUCHES = {"os", "shutil", "subprocess", "socket", "asyncio", "tempfile", "glob", "io", "psutil"}
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi import Path as InPath
 
+from pfms.access.caller import ANYONE, Caller
 from pfms.jobs.job import JOB_ID, Job
 from pfms.service import Service
 
@@ -30,6 +31,14 @@ async def _service(request: Request) -> Service:  # a plain function would run i
 
 
 ServiceDep = Annotated[Service, Depends(_service)]
+
+
+async def _caller(request: Request) -> Caller:
+    caller: Caller = getattr(request.state, "caller", ANYONE)
+    return caller
+
+
+CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 def job_headers(job: Job) -> dict[str, str]:
