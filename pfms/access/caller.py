@@ -23,9 +23,14 @@ class Caller:
         """Whether a call that needs `scope` is allowed; `admin` includes the others."""
         return scope in self.scopes or "admin" in self.scopes
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether the caller may know of everyone's jobs."""
+        return "admin" in self.scopes
+
     def sees(self, owner: str | None) -> bool:
         """Whether the caller may know of a job that belongs to `owner`."""
-        return "admin" in self.scopes or owner == self.name
+        return self.sees_all or owner == self.name
 
 
 # Without tokens every caller may do everything.

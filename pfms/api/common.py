@@ -41,6 +41,14 @@ async def _caller(request: Request) -> Caller:
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
+async def _job(service: ServiceDep, caller: CallerDep, job_id: JobID) -> Job:
+    return await service.archive.job(job_id, seen_by=caller)
+
+
+# The job in the path. Every route below /jobs/{job_id} takes it from here, and so asks who calls.
+JobDep = Annotated[Job, Depends(_job)]
+
+
 def job_headers(job: Job) -> dict[str, str]:
     """The headers of every response about an accepted run."""
     headers = {"X-Pfms-Job": job.id}

@@ -11,13 +11,21 @@ from fastapi.responses import StreamingResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from pfms import errors
-from pfms.api.common import HEADERS, LOCATION, JobID, ServiceDep, job_headers, job_location
+from pfms.api.common import (
+    HEADERS,
+    LOCATION,
+    CallerDep,
+    JobDep,
+    ServiceDep,
+    job_headers,
+    job_location,
+)
 from pfms.api.downloads import NIFTI, OpenedFileResponse, resultant_file
 from pfms.api.problems import responses
 from pfms.api.refusals import QUEUE, RESULT
 from pfms.api.schemas import JobPage, JobView
 from pfms.jobs.events import Event
-from pfms.jobs.job import State, valid_job_id
+from pfms.jobs.job import State
 from pfms.plugin.types import Resultant
 from pfms.service import Service
 
@@ -31,22 +39,23 @@ _EVENT_ID = re.compile("[0-9]{1,18}")
 @router.get("", responses=responses(errors.InvalidParameter))
 async def list_jobs(
     service: ServiceDep,
+    caller: CallerDep,
     state: State | None = None,
     modelID: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> JobPage:
-    """The jobs, newest first, in pages."""
+    """The caller's jobs, newest first, in pages; all jobs for `admin`."""
     found, following = await service.archive.page(
-        limit=limit, cursor=cursor, state=state, model_id=modelID
+        seen_by=caller, limit=limit, cursor=cursor, state=state, model_id=modelID
     )
     return JobPage(jobs=[JobView.of(status) for status in found], next=following)
 
 
 @router.get("/{job_id}", responses=responses(errors.JobNotFound))
-async def show_job(service: ServiceDep, job_id: JobID, response: Response) -> JobView:
+async def show_job(service: ServiceDep, job: JobDep, response: Response) -> JobView:
     """Everything that is known about a job."""
-    status = await service.archive.status(job_id)
+    status = service.archive.status_of(job)
     response.headers.update(job_headers(status.job))
     return JobView.of(status)
 
@@ -61,19 +70,18 @@ async def show_job(service: ServiceDep, job_id: JobID, response: Response) -> Jo
     },
 )
 async def follow_job(
-    service: ServiceDep, job_id: JobID, last_event_id: Annotated[str | None, Header()] = None
+    service: ServiceDep, job: JobDep, last_event_id: Annotated[str | None, Header()] = None
 ) -> Response:
     """Every change of state and progress; with `Last-Event-ID`, only later ones.
 
     The stream ends after the last event of a job that has ended.
     """
-    job = await service.archive.job(job_id)
     known = _EVENT_ID.fullmatch(last_event_id or "")
     after = int(known[0]) if known else 0
-    if job.ended and after and not await service.archive.events(job_id, after):
+    if job.ended and after and not await service.archive.events(job.id, after):
         return Response(status_code=204, headers=job_headers(job))
     return EventSourceResponse(
-        _stream(service, job_id, after), ping=_HEARTBEAT_SECONDS, headers=job_headers(job)
+        _stream(service, job.id, after), ping=_HEARTBEAT_SECONDS, headers=job_headers(job)
     )
 
 
@@ -94,10 +102,9 @@ def _server_sent(event: Event) -> ServerSentEvent:
         **responses(errors.JobNotFound),
     },
 )
-async def show_log(service: ServiceDep, job_id: JobID) -> Response:
+async def show_log(service: ServiceDep, job: JobDep) -> Response:
     """What the plugin has printed so far."""
-    job = await service.archive.job(job_id)
-    file = await service.archive.log(job_id)
+    file = await service.archive.log(job.id)
     if file is None:
         return Response("", media_type="text/plain", headers=job_headers(job))
 
@@ -126,12 +133,11 @@ async def show_log(service: ServiceDep, job_id: JobID) -> Response:
 )
 async def show_result(
     service: ServiceDep,
-    job_id: JobID,
+    job: JobDep,
     resultant: Resultant = "labels",
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The resulting NIfTI, with ETag and ranges."""
-    job = await service.archive.job(job_id)
     answer = await resultant_file(service.archive, job, resultant)
     etag = answer.headers["etag"]
     known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
@@ -149,10 +155,9 @@ async def show_result(
         **responses(errors.JobNotFound, *RESULT),
     },
 )
-async def show_preview(service: ServiceDep, job_id: JobID) -> Response:
+async def show_preview(service: ServiceDep, job: JobDep) -> Response:
     """Slices through the spleen with the labels drawn on them."""
-    job = await service.archive.job(job_id)
-    image = await service.archive.preview(job_id)
+    image = await service.archive.preview(job.id)
     return Response(image, media_type="image/png", headers=job_headers(job))
 
 
@@ -169,10 +174,9 @@ async def show_preview(service: ServiceDep, job_id: JobID) -> Response:
         ),
     },
 )
-async def show_bundle(service: ServiceDep, job_id: JobID, voxels: bool = False) -> Response:
+async def show_bundle(service: ServiceDep, job: JobDep, voxels: bool = False) -> Response:
     """Command, record and log in a zip; with `voxels` also input, result and weights."""
-    job = await service.archive.job(job_id)
-    file = await service.archive.bundle(job_id, voxels=voxels)
+    file = await service.archive.bundle(job.id, voxels=voxels)
     return OpenedFileResponse(
         file,
         filename=f"{job.id}.zip",
@@ -190,14 +194,13 @@ async def show_bundle(service: ServiceDep, job_id: JobID, voxels: bool = False) 
         **responses(errors.JobNotFound),
     },
 )
-async def cancel_job(service: ServiceDep, job_id: JobID, response: Response) -> JobView:
+async def cancel_job(service: ServiceDep, job: JobDep, response: Response) -> JobView:
     """Cancel a job. Its record stays."""
-    before = await service.archive.job(job_id)
-    if before.ended:
+    if job.ended:
         response.status_code = 200
     else:
-        await service.cancel(job_id)
-    status = await service.archive.status(job_id)
+        await service.cancel(job.id)
+    status = await service.archive.status(job.id)
     response.headers.update(job_headers(status.job))
     return JobView.of(status)
 
@@ -209,14 +212,14 @@ async def cancel_job(service: ServiceDep, job_id: JobID, response: Response) -> 
 )
 async def remove_job(
     service: ServiceDep,
-    job_id: JobID,
+    job: JobDep,
     purge: Annotated[Literal["voxels"] | None, Query(description="keep record and log")] = None,
 ) -> None:
     """Remove an ended job; with `purge=voxels`, only its volumes and weights."""
     if purge is None:
-        await service.archive.remove(valid_job_id(job_id))
+        await service.archive.remove(job.id)
     else:
-        await service.archive.purge(valid_job_id(job_id))
+        await service.archive.purge(job.id)
 
 
 @router.post(
@@ -237,12 +240,12 @@ async def remove_job(
 async def rerun_job(
     request: Request,
     service: ServiceDep,
-    job_id: JobID,
+    caller: CallerDep,
+    job: JobDep,
     response: Response,
     resultant: Resultant | None = None,
 ) -> JobView:
     """Start a new job with the same volume, weights and options."""
-    old = await service.archive.job(job_id)
-    job = await service.intake.rerun(old, resultant)
-    response.headers.update({**job_headers(job), "Location": job_location(request, job)})
-    return JobView.of(await service.archive.status(job.id))
+    new = await service.intake.rerun(job, resultant, caller.name)
+    response.headers.update({**job_headers(new), "Location": job_location(request, new)})
+    return JobView.of(await service.archive.status(new.id))

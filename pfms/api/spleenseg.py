@@ -8,7 +8,14 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from pfms import errors
-from pfms.api.common import HEADERS, LOCATION, ServiceDep, job_headers, job_location
+from pfms.api.common import (
+    HEADERS,
+    LOCATION,
+    CallerDep,
+    ServiceDep,
+    job_headers,
+    job_location,
+)
 from pfms.api.downloads import NIFTI, resultant_file
 from pfms.api.multipart import OPENAPI_BODY, announced_size, check_body, receive_file
 from pfms.api.problems import responses
@@ -109,6 +116,7 @@ async def remove_model(service: ServiceDep, modelID: ModelIDInPath) -> None:
 async def infer(
     request: Request,
     service: ServiceDep,
+    caller: CallerDep,
     modelID: ModelID,
     resultant: Resultant = "labels",
     prefer: Annotated[
@@ -124,9 +132,11 @@ async def infer(
     respond_async, seconds = _preference(prefer)
     blocks = not respond_async and seconds is None  # for as long as it takes
     boundary = check_body(request, service.settings.max_upload_bytes)
-    asked = InferenceRequest(model_id, resultant, held=blocks and key is None, key=key)
+    asked = InferenceRequest(
+        model_id, resultant, held=blocks and key is None, key=key, owner=caller.name
+    )
     async with (
-        service.intake.place(model_id=model_id, key=key) as place,
+        service.intake.place(owner=caller.name, model_id=model_id, key=key) as place,
         service.intake.receiving(announced_size(request)) as writer,
     ):
         upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)

@@ -10,6 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 from time import monotonic
 
+from pfms.access.caller import ANYONE, Caller
 from pfms.aio import in_thread, to_the_end
 from pfms.clock import iso, utc_now
 from pfms.errors import (
@@ -71,16 +72,16 @@ class Archive:
 
     # --- looking up ------------------------------------------------------------------------
 
-    async def job(self, job_id: str) -> Job:
+    async def job(self, job_id: str, *, seen_by: Caller = ANYONE) -> Job:
         """The job as it is on record.
 
         Raises:
-            JobNotFound: There is no such job.
+            JobNotFound: There is no such job, or none that the caller may know of.
         """
         valid_job_id(job_id)
         active = self._runs.active.get(job_id)
         job = active.job if active else await self._journal.call(self._records.get, job_id)
-        if job is None:
+        if job is None or not seen_by.sees(job.owner):
             raise JobNotFound("No job has this ID.")
         return job
 
@@ -90,7 +91,12 @@ class Archive:
         Raises:
             JobNotFound: There is no such job.
         """
-        return self._status(await self.job(job_id), self._runs.places())
+        return self.status_of(await self.job(job_id))
+
+    def status_of(self, job: Job) -> JobStatus:
+        """A job that was just looked up, with its progress and its place in the queue."""
+        active = self._runs.active.get(job.id)
+        return self._status(active.job if active else job, self._runs.places())
 
     def _status(self, job: Job, places: dict[str, tuple[int, float]]) -> JobStatus:
         active = self._runs.active.get(job.id)
@@ -105,9 +111,15 @@ class Archive:
         return JobStatus(job, progress=active.progress, elapsed=elapsed, expected=expected)
 
     async def page(
-        self, *, limit: int, cursor: str | None, state: State | None, model_id: str | None
+        self,
+        *,
+        seen_by: Caller,
+        limit: int,
+        cursor: str | None,
+        state: State | None,
+        model_id: str | None,
     ) -> tuple[list[JobStatus], str | None]:
-        """A page of jobs, newest first, and the cursor of the next page.
+        """A page of the jobs that a caller may see, newest first, and the cursor of the next page.
 
         Raises:
             InvalidParameter: `cursor` did not come from this method.
@@ -121,7 +133,12 @@ class Archive:
                 )
             before = (created_at, job_id)
         jobs = await self._journal.call(
-            self._records.page, limit=limit + 1, before=before, state=state, model_id=model_id
+            self._records.page,
+            limit=limit + 1,
+            before=before,
+            state=state,
+            model_id=model_id,
+            seen_by=seen_by,
         )
         following = (
             f"{jobs[limit - 1].created_at},{jobs[limit - 1].id}" if len(jobs) > limit else None

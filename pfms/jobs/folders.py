@@ -131,13 +131,14 @@ def _names(folder: Path) -> Iterator[str]:
 def _warn_of_shared_keys(table: sqlite3.Connection) -> None:
     # A folder was moved away, its key was used again, and then the folder came back.
     shared = table.execute(
-        "SELECT idempotency_key, id FROM jobs WHERE idempotency_key IN ("
-        "SELECT idempotency_key FROM jobs WHERE idempotency_key IS NOT NULL "
-        "GROUP BY idempotency_key HAVING count(*) > 1"
-        ") ORDER BY idempotency_key, created_at DESC, id DESC"
+        "SELECT owner, idempotency_key, id FROM jobs JOIN ("
+        "SELECT owner AS one, idempotency_key AS key FROM jobs WHERE idempotency_key IS NOT NULL "
+        "GROUP BY one, key HAVING count(*) > 1"
+        ") ON owner IS one AND idempotency_key = key "
+        "ORDER BY owner, key, created_at DESC, id DESC"
     )
-    for _, rows in groupby(shared, key=lambda row: row[0]):
-        newest, *others = (job_id for _, job_id in rows)
+    for _, rows in groupby(shared, key=lambda row: row[:2]):
+        newest, *others = (row[2] for row in rows)
         log.warning(
             "jobs %s share one Idempotency-Key: it refers to the newest, %s",
             ", ".join([newest, *others]),

@@ -36,6 +36,8 @@ from pfms.storage.upload import Upload, UploadWriter
 from pfms.storage.workspace import JobTree, Workspace
 from pfms.volumes import admit
 
+_OwnedKey = tuple[str | None, str]
+
 
 @dataclass(frozen=True)
 class InferenceRequest:
@@ -46,12 +48,14 @@ class InferenceRequest:
         resultant: What to return.
         held: A plain blocking call waits for the job, which is cancelled if the client goes away.
         key: The call's Idempotency-Key.
+        owner: Who calls; keys of different owners have nothing to do with each other.
     """
 
     model_id: str
     resultant: Resultant
     held: bool = False
     key: str | None = None
+    owner: str | None = None
 
 
 class Place:
@@ -105,7 +109,7 @@ class Intake:
         self._executor = executor
         self._holds = holds
         self.room = Room(workspace.free_bytes, settings.min_free_bytes)
-        self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._key_locks: WeakValueDictionary[_OwnedKey, asyncio.Lock] = WeakValueDictionary()
         self._admission_slots = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
         self._limits = admit.VolumeLimits(
             max_volume_bytes=settings.max_volume_bytes, max_grid_voxels=settings.max_grid_voxels
@@ -133,12 +137,12 @@ class Intake:
 
     @asynccontextmanager
     async def place(
-        self, *, model_id: str | None = None, key: str | None = None
+        self, *, owner: str | None, model_id: str | None = None, key: str | None = None
     ) -> AsyncIterator[Place]:
         """Reserve a place in the queue while a volume is received, so that the limit is exact.
 
-        A repeated request, whose `key` already belongs to a job, gets that job and needs no place,
-        unless the job gives up its key meanwhile: `submit` looks again.
+        A repeated request, whose `key` already belongs to a job of `owner`, gets that job and needs
+        no place, unless the job gives up its key meanwhile: `submit` looks again.
 
         Raises:
             NotReady: The server is draining.
@@ -150,7 +154,7 @@ class Intake:
         self._check_not_draining()
         place = Place(self._runs, self._settings.queue_limit)
         try:
-            if key is None or await self._journal.call(self._records.by_key, key) is None:
+            if key is None or await self._journal.call(self._records.by_key, key, owner) is None:
                 await self._check_can_run(model_id)
                 place.reserve()
             yield place
@@ -186,8 +190,8 @@ class Intake:
             return await self._new_job(upload, request, None, place)
         parts = [upload.sha256, request.model_id, request.resultant]
         fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        async with self._key_locks.setdefault(request.key, asyncio.Lock()):
-            known = await self._journal.call(self._records.by_key, request.key)
+        async with self._key_locks.setdefault((request.owner, request.key), asyncio.Lock()):
+            known = await self._journal.call(self._records.by_key, request.key, request.owner)
             if known is None:
                 return await self._new_job(upload, request, fingerprint, place)
         if known.fingerprint != fingerprint:
@@ -222,6 +226,7 @@ class Intake:
                 ),
                 resultant=request.resultant,
                 held=request.held,
+                owner=request.owner,
                 idempotency_key=request.key,
                 fingerprint=fingerprint,
                 warnings=list(facts.warnings),
@@ -238,8 +243,8 @@ class Intake:
         PLUGIN.check_can_make(request.resultant, facts.shape)
         return model, facts
 
-    async def rerun(self, old: Job, resultant: Resultant | None) -> Job:
-        """Make a new job with the volume, weights and options of an ended one.
+    async def rerun(self, old: Job, resultant: Resultant | None, owner: str | None) -> Job:
+        """Make a new job of `owner` with the volume, weights and options of an ended one.
 
         Raises:
             Gone: Its voxels were purged.
@@ -249,7 +254,7 @@ class Intake:
         wanted = resultant or old.resultant
         PLUGIN.check_can_make(wanted, old.volume.shape)
         created = utc_now()
-        async with self.place() as place, self._unpublished_tree() as tree:
+        async with self.place(owner=owner) as place, self._unpublished_tree() as tree:
             async with self._holds.reading(old.id):
                 await in_thread(_link_inputs, self._workspace.job(old.id), tree)
             job = Job(
@@ -260,6 +265,7 @@ class Intake:
                 volume=old.volume,
                 resultant=wanted,
                 rerun_of=old.id,
+                owner=owner,
                 warnings=old.volume.warnings,
             )
             return await self._publish(tree, job, place)

@@ -165,6 +165,7 @@ class Job(Record):
     `schema_version` is that of the pfms that made the record; the oldest records have none.
     `held` means that a plain blocking call waits for it, and that it is cancelled with its client.
     `attempts` counts starts, except those that an orderly stop of the server undid.
+    `owner` is the name of the caller who made it; None if the server asked nobody who they are.
     `idempotency_key` is kept with the `fingerprint` of the request that it belongs to.
     """
 
@@ -191,6 +192,7 @@ class Job(Record):
     held: bool = False
     cancel_requested: bool = False
     rerun_of: str | None = None
+    owner: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
     warnings: list[str] = Field(default_factory=list)

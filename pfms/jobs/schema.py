@@ -4,7 +4,7 @@ import sqlite3
 
 from pfms.storage.database import Damaged, transaction
 
-_VERSION = 1  # SQLite's `user_version`; it is 0 in tables that Alembic made
+# The version is SQLite's `user_version`; it is 0 in a new file, and in tables that Alembic made.
 
 _OLD_COLUMNS = (
     "id, revision, state, model_id, created_at, ended_at, purged_at, idempotency_key, record"
@@ -43,6 +43,14 @@ _INDEXES = (
     "CREATE INDEX jobs_by_key ON jobs (idempotency_key) WHERE idempotency_key IS NOT NULL",
     "CREATE INDEX IF NOT EXISTS events_of_job ON events (job_id, n)",
 )
+_OWNERS = (
+    "ALTER TABLE jobs ADD COLUMN owner TEXT",
+    # An older pfms, between two newer ones, kept the owners in the records alone.
+    "UPDATE jobs SET owner = json_extract(record, '$.owner') WHERE json_valid(record)",
+    "CREATE INDEX jobs_by_owner ON jobs (owner, created_at, id)",
+    "DROP INDEX jobs_by_key",
+    "CREATE INDEX jobs_by_key ON jobs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL",
+)
 
 
 def prepare_tables(connection: sqlite3.Connection) -> None:
@@ -52,18 +60,27 @@ def prepare_tables(connection: sqlite3.Connection) -> None:
         Damaged: They were made by a newer pfms.
     """
     [version] = connection.execute("PRAGMA user_version").fetchone()
-    if version > _VERSION:
+    if version > len(_STEPS):
         raise Damaged("a newer pfms wrote it")
-    if version < _VERSION:
+    if version < len(_STEPS):
         with transaction(connection):
-            _make_tables(connection)
+            for step in _STEPS[version:]:
+                step(connection)
+            connection.execute(f"PRAGMA user_version = {len(_STEPS)}")
 
 
-def _make_tables(connection: sqlite3.Connection) -> None:
+def _to_version_1(connection: sqlite3.Connection) -> None:
     query = "SELECT count(*) FROM sqlite_schema WHERE name = 'jobs'"
     [old] = connection.execute(query).fetchone()
     if old:
         connection.execute("ALTER TABLE jobs RENAME TO old_jobs")
     for statement in (*_TABLES, *(_FROM_BEFORE_VERSION_1 if old else ()), *_INDEXES):
         connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def _to_version_2(connection: sqlite3.Connection) -> None:
+    for statement in _OWNERS:
+        connection.execute(statement)
+
+
+_STEPS = (_to_version_1, _to_version_2)  # the n-th makes version n of the one before

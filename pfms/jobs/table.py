@@ -14,6 +14,7 @@ from contextlib import closing
 from itertools import islice
 from typing import Any
 
+from pfms.access.caller import ANYONE, Caller
 from pfms.errors import JobNotFound, StartError
 from pfms.jobs.events import Event
 from pfms.jobs.folders import Unreadable, catch_up, parse_record, stamp_of
@@ -160,8 +161,10 @@ class Records:
                 job.idempotency_key,
                 job.model_dump_json(),
                 stamp,
+                job.owner,
             )
-            table.execute("INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            query = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            table.execute(query, row)
         elif stamp is not None:
             table.execute("UPDATE jobs SET stamp = ? WHERE id = ?", (stamp, job.id))
         return self._state_event(table, job, newer)
@@ -231,9 +234,10 @@ class Records:
         """The job, or None."""
         return next(iter(self._jobs("id = ?", job_id)), None)
 
-    def by_key(self, key: str) -> Job | None:
-        """The newest job that has this Idempotency-Key, or None."""
-        return next(iter(self._jobs("idempotency_key = ?", key, newest_first=True, limit=1)), None)
+    def by_key(self, key: str, owner: str | None = None) -> Job | None:
+        """The newest job of `owner` that has this Idempotency-Key, or None."""
+        where = "idempotency_key = ? AND owner IS ?"
+        return next(iter(self._jobs(where, key, owner, newest_first=True, limit=1)), None)
 
     def active(self) -> list[Job]:
         """The jobs that have not ended, oldest first, without those that are left alone."""
@@ -259,10 +263,14 @@ class Records:
         before: tuple[str, str] | None = None,
         state: State | None = None,
         model_id: str | None = None,
+        seen_by: Caller = ANYONE,
     ) -> list[Job]:
         """Jobs, newest first; `before` is the (created_at, id) of the last one already seen."""
         conditions = ["true"]
-        values: list[str] = []
+        values: list[str | None] = []
+        if not seen_by.sees_all:
+            conditions.append("owner IS ?")
+            values.append(seen_by.name)
         if state is not None:
             conditions.append("state = ?")
             values.append(state)
@@ -275,7 +283,7 @@ class Records:
         return self._jobs(" AND ".join(conditions), *values, newest_first=True, limit=limit)
 
     def _jobs(
-        self, where: str, *values: str, newest_first: bool = False, limit: int | None = None
+        self, where: str, *values: str | None, newest_first: bool = False, limit: int | None = None
     ) -> list[Job]:
         """The jobs that match and whose records can be read; only these count towards `limit`."""
         order = " ORDER BY created_at DESC, id DESC" if newest_first else " ORDER BY created_at, id"
