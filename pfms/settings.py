@@ -12,7 +12,7 @@ from pfms.hosts import normal_host, normal_origin
 from pfms.plugin.adaptations import adaptations
 
 CONFIG_FILE = "config.env"
-GIB = 2**30
+KIB, MIB, GIB = 2**10, 2**20, 2**30
 _ROOT_PATH = re.compile(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+")
 _LONGEST_DAYS = 36_500  # a century; much more would overflow a date
 
@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(2, ge=0)
     drain_seconds: float = Field(30, ge=0)
     max_attempts: int = Field(2, ge=1)
+    max_log_bytes: ByteSize = Field(ByteSize(16 * MIB), ge=64 * KIB)
 
     max_upload_bytes: ByteSize = Field(ByteSize(2 * GIB), gt=0)
     max_volume_bytes: ByteSize = Field(ByteSize(8 * GIB), gt=0)
@@ -97,7 +98,9 @@ class Settings(BaseSettings):
         adaptations(names)
         return names
 
-    @field_validator("max_upload_bytes", "max_volume_bytes", "min_free_bytes", mode="before")
+    @field_validator(
+        "max_log_bytes", "max_upload_bytes", "max_volume_bytes", "min_free_bytes", mode="before"
+    )
     @classmethod
     def _one_number_and_unit(cls, value: object) -> object:
         # ByteSize ignores trailing text: it would read 2,5GiB as 2 bytes.

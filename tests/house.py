@@ -31,9 +31,7 @@ class House:
         return resolve_command(str(path))
 
     def warm(self, command: PluginCommand, environment: dict[str, str] | None = None) -> Executor:
-        executor = WarmExecutor(
-            command, environment or {}, self.mark, pause_seconds=0.05, poll_seconds=0.01
-        )
+        executor = WarmExecutor(command, environment or {}, self.mark, pause_seconds=0.05)
         self.executors.append(executor)
         return executor
 

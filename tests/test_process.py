@@ -18,6 +18,7 @@ from pfms.aio import to_the_end
 from pfms.plugin.types import PluginExit
 from pfms.processes import kill, marks
 from pfms.processes import run as process
+from pfms.processes.output import keeping_output
 from tests.conftest import until
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -37,15 +38,16 @@ def job() -> Iterator[str]:
 async def run(
     job: str, folder: Path, *argv: str, time_limit: float = 60, grace: float = 0.3
 ) -> PluginExit:
-    return await process.run_in_group(
-        argv,
-        job=job,
-        cwd=folder,
-        environment={},
-        log_file=folder / "log",
-        time_limit=time_limit,
-        grace=grace,
-    )
+    async with keeping_output(folder / "log", 1 << 20) as output:
+        return await process.run_in_group(
+            argv,
+            job=job,
+            cwd=folder,
+            environment={},
+            output=output,
+            time_limit=time_limit,
+            grace=grace,
+        )
 
 
 async def sleeper(mark: str, *, own_session: bool) -> asyncio.subprocess.Process:
@@ -59,13 +61,15 @@ def in_another_process(code: str, *arguments: str) -> subprocess.Popen[str]:
     prelude = """
         import asyncio, os, sys
         from pathlib import Path
-        from pfms.processes import run as process
+        from pfms.processes.output import keeping_output
+        from pfms.processes.run import run_in_group
 
-        def run(job, folder, *argv):
-            return process.run_in_group(
-                argv, job=job, cwd=Path(folder), environment={"PFMS_TEST_MARK": job},
-                log_file=Path(folder, "log"), time_limit=60, grace=0.3,
-            )
+        async def run(job, folder, *argv):
+            async with keeping_output(Path(folder, "log"), 1 << 20) as output:
+                return await run_in_group(
+                    argv, job=job, cwd=Path(folder), environment={"PFMS_TEST_MARK": job},
+                    output=output, time_limit=60, grace=0.3,
+                )
     """
     text = textwrap.dedent(prelude) + textwrap.dedent(code)
     return subprocess.Popen(
@@ -108,7 +112,7 @@ async def test_a_missing_folder_is_told_apart_from_a_missing_command(
         job=job,
         cwd=tmp_path / "gone",
         environment={},
-        log_file=tmp_path / "log",
+        output=2,
         time_limit=60,
         grace=0.3,
     )

@@ -2,9 +2,10 @@
 
 from pfms.executors.base import Missing
 from pfms.executors.devices import available
-from pfms.executors.stages import reporting_stages
+from pfms.executors.stages import Stages
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 from pfms.processes.marks import WORKSPACE_MARK
+from pfms.processes.output import keeping_output
 from pfms.processes.run import run_in_group
 
 
@@ -14,14 +15,12 @@ class FreshExecutor:
     Args:
         workspace_mark: Set in the environment of each process (`marks.WORKSPACE_MARK`), so that a
             later server of the same workspace finds those that outlived this one.
-        poll_seconds: How often to check the log for progress.
     """
 
     name = "fresh"
 
-    def __init__(self, workspace_mark: str = "", poll_seconds: float = 0.5) -> None:
+    def __init__(self, workspace_mark: str = "") -> None:
         self._marks = {WORKSPACE_MARK: workspace_mark} if workspace_mark else {}
-        self._poll_seconds = poll_seconds
 
     async def start(self) -> None:
         """Do nothing: there is nothing to get ready."""
@@ -36,13 +35,14 @@ class FreshExecutor:
 
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end, as `Executor` says."""
-        async with reporting_stages(run.log, on_progress, self._poll_seconds):
+        stages = Stages(on_progress)
+        async with keeping_output(run.log, run.max_log_bytes, stages.read) as output:
             return await run_in_group(
                 run.argv,
                 job=run.job,
                 cwd=run.root,
                 environment={**run.environment, **self._marks},
-                log_file=run.log,
+                output=output,
                 time_limit=run.time_limit,
                 grace=run.grace,
             )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from pfms.executors.base import Missing
 from pfms.executors.devices import available
-from pfms.executors.stages import reporting_stages
+from pfms.executors.stages import Stages
 from pfms.executors.warm_link import ParentFailed, WarmParent
 from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import adaptations
@@ -19,6 +19,7 @@ from pfms.plugin.command import PluginCommand
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
 from pfms.plugin.verdict import one_line
 from pfms.processes.marks import WORKSPACE_MARK
+from pfms.processes.output import keeping_output
 from pfms.processes.run import run_child
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,6 @@ class WarmExecutor:
         workspace_mark: As for `FreshExecutor`.
         without: Names of adaptations to leave out.
         pause_seconds: The pause after a failed start; doubled after each further failure.
-        poll_seconds: How often to check the log for progress.
     """
 
     name = "warm"
@@ -57,7 +57,6 @@ class WarmExecutor:
         *,
         without: Sequence[str] = (),
         pause_seconds: float = 1.0,
-        poll_seconds: float = 0.5,
     ) -> None:
         if command.kind == "foreign":
             raise ValueError("a foreign command cannot be forked")
@@ -73,7 +72,6 @@ class WarmExecutor:
             "adaptations": [step.name for step in adaptations(without)],
         }
         self._pause_seconds = pause_seconds
-        self._poll_seconds = poll_seconds
         self._parent: WarmParent | None = None
         self._failure = ""  # why there is no parent, after too many failed starts
         self._decided = asyncio.Event()  # set when there is a parent or a failure
@@ -105,9 +103,10 @@ class WarmExecutor:
             waited = time.monotonic() - begun
             return PluginExit(None, None, waited, "not-started", self._failure)
         argv = list(run.argv[1:] if self._command.kind == "script" else run.argv)
-        async with reporting_stages(run.log, on_progress, self._poll_seconds) as tell:
+        stages = Stages(on_progress)
+        async with keeping_output(run.log, run.max_log_bytes, stages.read) as output:
             return await run_child(
-                parent.fork(run, argv, {**run.environment, **self._marks}, tell),
+                parent.fork(run, argv, {**run.environment, **self._marks}, output, stages.report),
                 job=run.job,
                 command=self._command.argv[-1],
                 cwd=run.root,

@@ -20,7 +20,7 @@ from pfms.plugin.types import PluginRun, Progress
 from pfms.plugin.verdict import how_it_ended
 from pfms.processes.kill import Child, ChildLost
 from pfms.processes.marks import JOB_MARK
-from pfms.processes.run import child_environment, open_log
+from pfms.processes.run import child_environment
 from pfms.programs import WARM_PARENT
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class ParentFailed(Exception):
 class ForkedChild:
     """A run's process, as `kill.Child`."""
 
-    def __init__(self, on_progress: Callable[[Progress], None] | None) -> None:
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         self.returncode: int | None = None
@@ -176,7 +176,8 @@ class WarmParent:
         run: PluginRun,
         argv: list[str],
         environment: Mapping[str, str],
-        on_progress: Callable[[Progress], None] | None,
+        output: int,
+        on_progress: Callable[[Progress], None],
     ) -> Child | OSError:
         """Begin a run; returns its process, or the error that prevented it.
 
@@ -184,11 +185,11 @@ class WarmParent:
             run: The run.
             argv: Its `sys.argv`.
             environment: What to set on top of `child_environment`.
+            output: The descriptor for its stdout and stderr, of which it gets a copy.
             on_progress: Called with the progress that the run itself reports.
 
         Raises:
             ChildLost: The parent is gone.
-            OSError: The log cannot be opened.
         """
         order = {
             "run": (number := next(self._numbers)),
@@ -199,7 +200,6 @@ class WarmParent:
                 child_environment({**environment, JOB_MARK: run.job})
             ),
         }
-        output = await asyncio.to_thread(open_log, run.log)
         child = ForkedChild(on_progress)
         try:
             if self.gone.done():
@@ -209,8 +209,6 @@ class WarmParent:
             if error.errno == errno.EMSGSIZE:
                 return error
             raise ChildLost(_LOST) from None
-        finally:
-            os.close(output)
         self._children[number] = child
         self._idle.clear()
         try:
@@ -238,7 +236,7 @@ class WarmParent:
     def _on_message(self, message: dict[str, Any]) -> None:
         if "progress" in message:
             child = self._children.get(message.pop("progress"))
-            if child is not None and child.on_progress is not None:
+            if child is not None:
                 child.on_progress(Progress(**message))
         elif "started" in message:
             child = self._children[message["started"]]

@@ -45,6 +45,7 @@ class Attempt:
             log=self._tree.log,
             time_limit=self._settings.job_timeout_seconds,
             grace=self._settings.grace_seconds,
+            max_log_bytes=self._settings.max_log_bytes,
         )
         with reporting_full_disk():
             self._tree.clear_run()

@@ -18,6 +18,7 @@ from pfms.jobs.job import Job, Segmentation
 from pfms.plugin import PLUGIN
 from pfms.plugin.command import versions
 from pfms.plugin.types import PluginExit
+from pfms.processes.output import keeping_output
 from pfms.processes.run import run_in_group
 from pfms.storage.files import sha256_of, tail_of
 from pfms.storage.removal import discard
@@ -27,6 +28,7 @@ from pfms.volumes.reader import NiftiReader
 
 _SECONDS = 7 * 24 * 3600.0  # a person waits, and has Ctrl-C
 _GRACE_SECONDS = 2.0
+_MAX_LOG_BYTES = 16 << 20
 
 
 class CannotReplay(Exception):
@@ -174,15 +176,16 @@ def _recorded(tree: JobTree) -> tuple[Job, Segmentation]:
 async def _run(tree: JobTree, rerun: Path) -> PluginExit:
     # Look for the plugin beside our own Python first, as the service does.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
-    return await run_in_group(
-        ("/bin/sh", str(tree.command), str(rerun / tree.output.name)),
-        job=f"replay-{uuid4()}",
-        cwd=tree.root,
-        environment={"PATH": path},
-        log_file=rerun / tree.log.name,
-        time_limit=_SECONDS,
-        grace=_GRACE_SECONDS,
-    )
+    async with keeping_output(rerun / tree.log.name, _MAX_LOG_BYTES) as output:
+        return await run_in_group(
+            ("/bin/sh", str(tree.command), str(rerun / tree.output.name)),
+            job=f"replay-{uuid4()}",
+            cwd=tree.root,
+            environment={"PATH": path},
+            output=output,
+            time_limit=_SECONDS,
+            grace=_GRACE_SECONDS,
+        )
 
 
 def _judge(

@@ -40,6 +40,7 @@ class PluginRun:
         argv: The command line, the executable first; paths are relative to `root`.
         environment: What to set on top of the server's own environment.
         log: The file that stdout and stderr are appended to.
+        max_log_bytes: Of more than this, the log keeps the head and the tail.
         time_limit: Seconds from the start, after which the run is ended.
         grace: Seconds between TERM and KILL.
     """
@@ -51,6 +52,7 @@ class PluginRun:
     log: Path
     time_limit: float
     grace: float
+    max_log_bytes: int = 16 << 20
 
 
 @dataclass(frozen=True)

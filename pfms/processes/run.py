@@ -1,4 +1,4 @@
-"""One process group: start it, log to a file, end all of it: TERM, a grace period, KILL.
+"""One process group: start it, end all of it: TERM, a grace period, KILL.
 
 Each run begins a session, and so a group. A process that left it by `setsid`, or that outlived its
 server, is found by the marks in its environment.
@@ -52,7 +52,7 @@ async def run_in_group(
     job: str,
     cwd: Path,
     environment: Mapping[str, str],
-    log_file: Path,
+    output: int,
     time_limit: float,
     grace: float,
 ) -> PluginExit:
@@ -67,16 +67,15 @@ async def run_in_group(
         job: The job's ID, for the mark.
         cwd: The working directory.
         environment: What to set on top of `child_environment`.
-        log_file: stdout and stderr are appended to it; stdin is empty.
+        output: The descriptor for stdout and stderr; stdin is empty.
         time_limit: Seconds from the start.
         grace: Seconds between TERM and KILL.
 
     Raises:
         asyncio.CancelledError: The task was cancelled.
-        OSError: The log cannot be opened.
     """
     return await run_child(
-        _spawn(argv, cwd, {**environment, JOB_MARK: job}, log_file),
+        _spawn(argv, cwd, {**environment, JOB_MARK: job}, output),
         job=job,
         command=argv[0],
         cwd=cwd,
@@ -127,16 +126,10 @@ async def run_child(
     return _ended(child.returncode, timed_out, seconds)
 
 
-def open_log(path: Path) -> int:
-    """A file descriptor that appends to a log; the caller closes it. Blocking."""
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o660)
-
-
 async def _spawn(
-    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], log_file: Path
+    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], output: int
 ) -> Child | OSError:
     """The process, or the error that prevented it."""
-    output = await asyncio.to_thread(open_log, log_file)
     try:
         return await asyncio.create_subprocess_exec(
             *argv,
@@ -150,8 +143,6 @@ async def _spawn(
         )
     except OSError as error:
         return error
-    finally:
-        os.close(output)
 
 
 def _child_of(spawn: asyncio.Future[Child | OSError]) -> Child | None:
