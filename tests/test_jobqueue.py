@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+
 from pfms.jobs.estimates import estimate_starts
 from pfms.jobs.queue import JobQueue, Slot
 
@@ -43,7 +45,7 @@ def test_a_job_that_is_put_back_goes_first() -> None:
     queue.add("b")
     queue.take()
     queue.release("a")
-    queue.add("a", first=True)
+    queue.put_back("a")
     assert queue.waiting == ["a", "b"]
 
 
@@ -56,6 +58,90 @@ def test_newly_chosen_devices_are_used_from_the_next_job_on() -> None:
     assert queue.take() == ("b", Slot("cpu", 0))
     queue.release("a")
     assert queue.take() is None, "cuda:0 is no longer a slot"
+
+
+# --- between owners ----------------------------------------------------------------------------
+
+
+def in_order(queue: JobQueue) -> Iterator[str]:
+    """Run everything that waits, one by one; each time, the order promised is the one taken."""
+    while (promised := queue.waiting) and (taken := queue.take()):
+        assert taken[0] == promised[0]
+        assert queue.waiting == promised[1:]
+        queue.release(taken[0])
+        yield taken[0]
+
+
+def filled(**jobs: int) -> JobQueue:
+    """A queue where each owner has so many jobs: a0, a1, ... and b0, ..."""
+    queue = JobQueue(["cpu"], 1)
+    for owner, count in jobs.items():
+        for n in range(count):
+            queue.add(f"{owner}{n}", owner)
+    return queue
+
+
+def test_owners_take_turns_and_within_one_it_is_first_come_first_served() -> None:
+    queue = filled(a=4, b=2, c=1)
+    assert list(in_order(queue)) == ["a0", "b0", "c0", "a1", "b1", "a2", "a3"]
+
+
+def test_a_single_job_beside_a_thousand_of_another_is_next() -> None:
+    queue = filled(a=1000)
+    taken = queue.take()
+    assert taken
+    queue.add("b0", "b")
+    assert queue.waiting[:2] == ["b0", "a1"]
+    queue.release(taken[0])
+    assert list(in_order(queue))[:2] == ["b0", "a1"]
+
+
+def test_an_owner_who_comes_back_at_once_has_no_second_turn() -> None:
+    queue = filled(a=3, b=1)
+    order = in_order(queue)
+    assert [next(order) for _ in range(2)] == ["a0", "b0"]
+    queue.add("b1", "b")
+    assert list(order) == ["a1", "b1", "a2"]
+
+
+def test_a_job_that_is_put_back_goes_before_all_owners_and_costs_no_turn() -> None:
+    queue = filled(a=2, b=2)
+    taken = queue.take()
+    assert taken == ("a0", Slot("cpu", 0))
+    queue.release("a0")
+    queue.put_back("a0", "a")
+    assert list(in_order(queue)) == ["a0", "b0", "a1", "b1"]
+
+
+def test_the_order_stays_the_promised_one_when_a_job_is_taken_out() -> None:
+    queue = filled(a=2, b=1, c=3)
+    assert queue.discard("b0")
+    assert queue.discard("c1")
+    assert not queue.discard("b0")
+    assert len(queue) == 4
+    assert list(in_order(queue)) == ["a0", "c0", "a1", "c2"]
+
+
+def test_a_full_queue_has_one_place_for_an_owner_who_has_no_job_in_it() -> None:
+    queue = filled(a=2)
+    queue.take()  # no slot is free, and one waits
+    assert not queue.reserve(1, "a")
+    assert queue.reserve(1, "b")
+    assert not queue.reserve(1, "b"), "while the first is being received"
+    queue.unreserve("b")
+    queue.add("b0", "b")
+    assert not queue.reserve(1, "b"), "while the first waits"
+    assert queue.reserve(1, "c")
+
+
+def test_a_job_that_was_put_back_counts_as_its_owners() -> None:
+    queue = filled(a=1)
+    queue.take()
+    queue.put_back("a0", "a")
+    assert not queue.reserve(1, "a")
+
+
+# --- estimates ---------------------------------------------------------------------------------
 
 
 def test_starts_are_estimated_from_running_and_waiting_jobs() -> None:

@@ -96,7 +96,9 @@ class Archive:
     def status_of(self, job: Job) -> JobStatus:
         """A job that was just looked up, with its progress and its place in the queue."""
         active = self._runs.active.get(job.id)
-        return self._status(active.job if active else job, self._runs.places())
+        if active is None:
+            return JobStatus(job)
+        return self._status(active.job, self._runs.places())
 
     def _status(self, job: Job, places: dict[str, tuple[int, float]]) -> JobStatus:
         active = self._runs.active.get(job.id)

@@ -61,9 +61,10 @@ class InferenceRequest:
 class Place:
     """A place in the queue, reserved for a job that is still being received."""
 
-    def __init__(self, runs: Runs, limit: int) -> None:
+    def __init__(self, runs: Runs, limit: int, owner: str | None) -> None:
         self._runs = runs
         self._limit = limit
+        self._owner = owner
         self._reserved = False
 
     def reserve(self) -> None:
@@ -73,7 +74,7 @@ class Place:
             QueueFull: Too many jobs are waiting.
         """
         queue = self._runs.queue
-        if not self._reserved and not queue.reserve(self._limit):
+        if not self._reserved and not queue.reserve(self._limit, self._owner):
             raise QueueFull(
                 f"{len(queue)} jobs are already waiting.",
                 retry_after=self._runs.seconds_until_room(),
@@ -83,7 +84,7 @@ class Place:
     def release(self) -> None:
         """End the reservation: the job is in the queue now, or never will be."""
         if self._reserved:
-            self._runs.queue.unreserve()
+            self._runs.queue.unreserve(self._owner)
             self._reserved = False
 
 
@@ -152,7 +153,7 @@ class Intake:
             QueueFull: Too many jobs are waiting.
         """
         self._check_not_draining()
-        place = Place(self._runs, self._settings.queue_limit)
+        place = Place(self._runs, self._settings.queue_limit, owner)
         try:
             if key is None or await self._journal.call(self._records.by_key, key, owner) is None:
                 await self._check_can_run(model_id)

@@ -1,7 +1,13 @@
 """The queue of jobs and the device slots that they run in. Pure: it starts nothing itself."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import TypeVar
+
+T = TypeVar("T")
+Owner = str | None  # as in a job's record
 
 
 @dataclass(frozen=True)
@@ -13,13 +19,20 @@ class Slot:
 
 
 class JobQueue:
-    """First come, first served."""
+    """Fair between owners, and first come, first served within one.
+
+    The next job is that of the waiting owner whose last turn is the longest ago, so that owners
+    take turns, and the first job of one who joins them is next. Jobs that are put back go first.
+    """
 
     def __init__(self, devices: Sequence[str], per_device: int) -> None:
         self.per_device = per_device
-        self._waiting: dict[str, None] = {}  # an ordered set
+        self._waiting: dict[Owner, dict[str, None]] = {}  # the jobs of each owner that has any
+        self._put_back: dict[str, Owner] = {}
         self._running: dict[str, Slot] = {}
-        self._reserved = 0
+        self._reserved: Counter[Owner] = Counter()
+        self._turns = 0
+        self._last_turn: dict[Owner, int] = {}
         self.devices: tuple[str, ...] = ()
         self.set_devices(devices)
 
@@ -28,47 +41,74 @@ class JobQueue:
         self.devices = tuple(devices)
         self._slots = [Slot(device, i) for i in range(self.per_device) for device in devices]
 
-    def reserve(self, limit: int) -> bool:
+    def reserve(self, limit: int, owner: Owner = None) -> bool:
         """Reserve a place for a job that is still being received; False if the queue is full.
 
         Args:
             limit: How many jobs may wait when every slot is taken.
+            owner: Whose job it is. An owner with no job in a queue that others have filled gets
+                one place all the same.
         """
         busy = set(self._running.values())
         free = sum(slot not in busy for slot in self._slots)
-        if len(self._waiting) + self._reserved >= limit + free:
+        has_any = (
+            owner in self._waiting or owner in self._put_back.values() or self._reserved[owner] > 0
+        )
+        if has_any and len(self) + self._reserved.total() >= limit + free:
             return False
-        self._reserved += 1
+        self._reserved[owner] += 1
         return True
 
-    def unreserve(self) -> None:
+    def unreserve(self, owner: Owner = None) -> None:
         """End a reservation made by `reserve`."""
-        self._reserved -= 1
+        self._reserved[owner] -= 1
+        if not self._reserved[owner]:
+            del self._reserved[owner]
 
-    def add(self, job_id: str, *, first: bool = False) -> None:
-        """Add a job at the end, or with `first` at the front."""
-        if first:
-            self._waiting = {job_id: None, **self._waiting}
-        else:
-            self._waiting[job_id] = None
+    def add(self, job_id: str, owner: Owner = None) -> None:
+        """Add a job behind the other jobs of its owner."""
+        self._waiting.setdefault(owner, {})[job_id] = None
+
+    def put_back(self, job_id: str, owner: Owner = None) -> None:
+        """Add a job that was taken before, at the front: it has had its owner's turn."""
+        self._put_back = {job_id: owner, **self._put_back}
 
     def discard(self, job_id: str) -> bool:
         """Remove a waiting job; False if it is not waiting."""
-        if job_id not in self._waiting:
-            return False
-        del self._waiting[job_id]
-        return True
+        if job_id in self._put_back:
+            del self._put_back[job_id]
+            return True
+        owners = (owner for owner, jobs in self._waiting.items() if job_id in jobs)
+        for owner in islice(owners, 1):
+            self._remove(owner, job_id)
+            return True
+        return False
+
+    def _remove(self, owner: Owner, job_id: str) -> None:
+        del self._waiting[owner][job_id]
+        if not self._waiting[owner]:
+            del self._waiting[owner]
 
     def take(self) -> tuple[str, Slot] | None:
         """Give the next job a free slot; None if no job waits or no slot is free."""
         busy = set(self._running.values())
         slot = next((slot for slot in self._slots if slot not in busy), None)
-        if slot is None or not self._waiting:
+        if slot is None or not len(self):
             return None
-        job_id = next(iter(self._waiting))
-        del self._waiting[job_id]
+        if self._put_back:
+            job_id = next(iter(self._put_back))
+            del self._put_back[job_id]
+        else:
+            owner = min(self._waiting, key=self._turn_of)
+            job_id = next(iter(self._waiting[owner]))
+            self._remove(owner, job_id)
+            self._turns += 1
+            self._last_turn[owner] = self._turns
         self._running[job_id] = slot
         return job_id, slot
+
+    def _turn_of(self, owner: Owner) -> int:
+        return self._last_turn.get(owner, 0)
 
     def release(self, job_id: str) -> None:
         """Free the slot of a job that has ended."""
@@ -76,8 +116,9 @@ class JobQueue:
 
     @property
     def waiting(self) -> list[str]:
-        """The waiting jobs, the next one first."""
-        return list(self._waiting)
+        """The waiting jobs in the order in which they will run if no others come."""
+        owners = sorted(self._waiting, key=self._turn_of)
+        return [*self._put_back, *_in_turns([self._waiting[owner] for owner in owners])]
 
     @property
     def running(self) -> dict[str, Slot]:
@@ -85,9 +126,17 @@ class JobQueue:
         return dict(self._running)
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._put_back) + sum(map(len, self._waiting.values()))
 
     @property
     def slot_count(self) -> int:
         """How many jobs can run at a time."""
         return len(self._slots)
+
+
+def _in_turns(groups: Sequence[Iterable[T]]) -> Iterator[T]:
+    """The first of each group, then the second of each that has one, and so on."""
+    left: Iterator[Iterator[T]] = map(iter, groups)
+    for count in range(len(groups), 0, -1):
+        left = cycle(islice(left, count))  # without the one that has just come to its end
+        yield from map(next, left)

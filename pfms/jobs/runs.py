@@ -87,7 +87,7 @@ class Runs:
     def add(self, job: Job) -> None:
         """Add a job that is on record as queued."""
         self.active[job.id] = Active(job, asyncio.get_running_loop().create_future())
-        self.queue.add(job.id)
+        self.queue.add(job.id, job.owner)
         if self.draining:
             self._release_callers([job.id])
         self.dispatch()
@@ -181,7 +181,7 @@ class Runs:
         if active.job.state == "queued" and active.job.id in self.active:
             active.plugin = None
             active.progress = None
-            self.queue.add(active.job.id, first=True)
+            self.queue.put_back(active.job.id, active.job.owner)
             if self.draining:
                 self._release_callers([active.job.id])
 
