@@ -185,6 +185,7 @@ async def _serve(
                 Connection,
                 idle_seconds=service.settings.idle_seconds,
                 root_path=service.settings.root_path,
+                on_refusal=service.metrics.refused,
             ),
         ),
         ws="none",

@@ -6,9 +6,10 @@ starts them and stops them.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator
 
-from pfms.errors import DiskFull, InvalidParameter, StartError
+from pfms.errors import DiskFull, InvalidParameter, RequestError, StartError
 from pfms.executors import devices
 from pfms.executors.base import Executor
 from pfms.jobs.archive import Archive
@@ -22,6 +23,7 @@ from pfms.jobs.queue import JobQueue
 from pfms.jobs.recovery import recover
 from pfms.jobs.runs import Runs
 from pfms.jobs.table import Records
+from pfms.metrics import Metrics
 from pfms.models.record import ModelRecord
 from pfms.models.store import ModelStore
 from pfms.plugin.command import PluginCommand
@@ -36,29 +38,42 @@ log = logging.getLogger(__name__)
 class Service:
     """The service as the routes see it."""
 
-    def __init__(self, settings: Settings, command: PluginCommand, executor: Executor) -> None:
+    def __init__(
+        self, settings: Settings, command: PluginCommand, executor: Executor, metrics: Metrics
+    ) -> None:
         """Build the parts; the workspace is not touched before `start`.
 
         Raises:
             StartError: A device in the settings is not available.
         """
         self.settings = settings
+        self.metrics = metrics
         self._executor = executor
         chosen = devices.choose(settings.devices, executor.devices())
         self._workspace = Workspace(settings.workspace)
         self._journal = Journal(Records(self._workspace))
         self.models = ModelStore(self._workspace.models, command.interpreter)
         queue = JobQueue(chosen, settings.jobs_per_device)
-        self._runs = Runs(settings, self._workspace, self._journal, executor, command, queue)
+        self._runs = Runs(
+            settings, self._workspace, self._journal, executor, command, queue, metrics
+        )
         holds = Holds()
         self.intake = Intake(
-            settings, self._workspace, self._journal, self._runs, self.models, executor, holds
+            settings,
+            self._workspace,
+            self._journal,
+            self._runs,
+            self.models,
+            executor,
+            holds,
+            metrics,
         )
         self.archive = Archive(self._workspace, self._journal, self._runs, holds, self.intake.room)
         self._housekeeping = Housekeeping(
             self.archive, settings.keep_volumes_hours, settings.keep_records_days
         )
         self._executor_starts: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self._choosing = asyncio.Lock()
 
     async def start(self) -> None:
@@ -89,6 +104,7 @@ class Service:
         # After `recover`, which ends every process that carries the workspace's mark.
         self._executor_starts = asyncio.create_task(self._executor.start())
         self._housekeeping.start()
+        self._watch = asyncio.create_task(self.metrics.watch_loop())
 
     async def drain(self) -> None:
         """Accept nothing new; let running jobs end, or requeue them."""
@@ -102,9 +118,10 @@ class Service:
         """Requeue what is still running, end every process and release the workspace."""
         await self._runs.drain(0)
         await self._housekeeping.stop()
-        if self._executor_starts is not None:
-            self._executor_starts.cancel()
-            await asyncio.wait({self._executor_starts})
+        for task in (self._executor_starts, self._watch):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
         await self._executor.close()
         await self._journal.close()
         await asyncio.to_thread(self._workspace.close)
@@ -125,6 +142,23 @@ class Service:
             missing["no-device"] = f"none of these is available: {', '.join(self.devices)}"
         return missing
 
+    async def measure(self) -> None:
+        """Set the gauges to what is so now."""
+        queue, metrics = self._runs.queue, self.metrics
+        metrics.ready.set(not await self.missing())
+        metrics.jobs.labels("queued").set(len(queue))
+        metrics.jobs.labels("running").set(len(queue.running))
+        metrics.queue_limit.set(self.settings.queue_limit)
+        metrics.slots.set(queue.slot_count)
+        metrics.slots_busy.set(len(queue.running))
+        there = await asyncio.to_thread(self._executor.devices)
+        metrics.slots_usable.set(queue.per_device * len(set(queue.devices) & set(there)))
+        metrics.disk_kept_free.set(self.settings.min_free_bytes)
+        try:
+            metrics.disk_free.set(await asyncio.to_thread(self._workspace.free_bytes))
+        except OSError:  # the workspace is gone
+            metrics.disk_free.set(math.nan)
+
     # --- models ----------------------------------------------------------------------------
 
     async def add_model(self, model_id: str, upload: Upload) -> ModelRecord:
@@ -133,8 +167,12 @@ class Service:
         Raises:
             NotAModel: The plugin cannot use it.
         """
-        with reporting_full_disk():
-            return await self.models.admit(model_id, upload.path, upload.sha256)
+        try:
+            with reporting_full_disk():
+                return await self.models.admit(model_id, upload.path, upload.sha256)
+        except RequestError as error:
+            self.metrics.not_admitted("model", error.code)
+            raise
 
     # --- jobs ------------------------------------------------------------------------------
 

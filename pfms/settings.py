@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     hostnames: Annotated[tuple[str, ...], NoDecode] = ()
     root_path: str = ""
 
+    metrics: Literal["token", "open", "off"] = "token"
+
     @field_validator("cors_origins", "hostnames", "adaptations_off", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:

@@ -40,6 +40,7 @@ STOREYS = (
     "access",
     "storage",
     "settings",
+    "metrics",
     "plugin",
     "client",
     "hosts",

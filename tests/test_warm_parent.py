@@ -18,6 +18,7 @@ from pfms.executors.base import Missing
 from pfms.executors.choice import make_executor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
+from pfms.metrics import Metrics
 from pfms.plugin.command import PluginCommand, resolve_command
 from pfms.processes.marks import JOB_MARK, WORKSPACE_MARK, find_marked
 from pfms.settings import load_settings
@@ -433,7 +434,7 @@ def test_a_command_that_cannot_be_forked_is_run_fresh_with_a_warning(
     settings = load_settings(executor="warm", workspace=tmp_path)
     command = PluginCommand(("/opt/other/bin/spleenseg",), "/opt/other/bin/python", "foreign")
     with caplog.at_level(logging.WARNING):
-        assert isinstance(make_executor(settings, command), FreshExecutor)
+        assert isinstance(make_executor(settings, command, Metrics()), FreshExecutor)
     assert "'/opt/other/bin/spleenseg'" in caplog.text
     kept = resolve_command(str(PLUGINS / "ok.py"))
-    assert isinstance(make_executor(settings, kept), WarmExecutor)
+    assert isinstance(make_executor(settings, kept, Metrics()), WarmExecutor)

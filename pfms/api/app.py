@@ -14,6 +14,7 @@ from pfms.api.paths import Paths
 from pfms.api.schemas import Problem
 from pfms.executors.base import Executor
 from pfms.executors.choice import make_executor
+from pfms.metrics import Metrics
 from pfms.plugin.command import resolve_command
 from pfms.service import Service
 from pfms.settings import Settings
@@ -57,7 +58,9 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         StartError: The plugin's command or a device is not there, or the workspace cannot be made.
     """
     command = resolve_command(settings.plugin_command)
-    service = Service(settings, command, executor or make_executor(settings, command))
+    metrics = Metrics()
+    executor = executor or make_executor(settings, command, metrics)
+    service = Service(settings, command, executor, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -88,6 +91,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         api.include_router(router)
     app.include_router(api)
     app.include_router(system.health)
+    app.include_router(system.metrics)
     app.include_router(pages.router)
     problems.install(app)
     # The last one added is the outermost.

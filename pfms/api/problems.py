@@ -137,6 +137,7 @@ def problem_response(
 ) -> JSONResponse:
     """The response to a request that reports `error`."""
     scope = request.scope
+    request.app.state.service.metrics.refused(error.code)
     return problem(error, quote(scope["path"]), scope["root_path"], headers)
 
 

@@ -47,7 +47,7 @@ async def upload_model(request: Request, service: ServiceDep, modelID: ModelID) 
     """Store weights (a `.pth`) under a model ID, replacing any model with that ID."""
     model_id = valid_model_id(modelID)
     boundary = check_body(request, service.settings.max_upload_bytes)
-    async with service.intake.receiving(announced_size(request)) as writer:
+    async with service.intake.receiving("model", announced_size(request)) as writer:
         upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         model = await service.add_model(model_id, upload)
     return ModelStored(
@@ -137,7 +137,7 @@ async def infer(
     )
     async with (
         service.intake.place(owner=caller.name, model_id=model_id, key=key) as place,
-        service.intake.receiving(announced_size(request)) as writer,
+        service.intake.receiving("volume", announced_size(request)) as writer,
     ):
         upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         job = await service.intake.submit(upload, asked, place)

@@ -7,14 +7,16 @@ import socket
 from typing import Annotated
 
 import psutil
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
+from prometheus_client.exposition import choose_encoder
 
 from pfms import __version__, errors
 from pfms.api.common import ServiceDep
-from pfms.api.problems import responses
+from pfms.api.problems import NotFound, responses
 from pfms.api.schemas import About, Echo, Live, Ready, Sys, SysInfo
 
 router = APIRouter(tags=["system"])
+metrics = APIRouter(tags=["system"])
 health = APIRouter(prefix="/health", tags=["system"])
 
 _ABOUT = "Spleen segmentation over HTTP, around the ChRIS plugin pl-monai_spleenseg"
@@ -82,3 +84,24 @@ async def ready(service: ServiceDep, response: Response) -> Ready:
     if missing:
         response.status_code = 503
     return Ready(status="not ready" if missing else "ready", missing=missing)
+
+
+@metrics.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "in the text format of Prometheus, or OpenMetrics if `Accept` names it",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        **responses(NotFound),
+    },
+)
+async def show_metrics(request: Request, service: ServiceDep) -> Response:
+    """What Prometheus collects; docs/observing.md explains each metric."""
+    if service.settings.metrics == "off":
+        raise NotFound
+    await service.measure()
+    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    text = await asyncio.to_thread(encode, service.metrics.registry)
+    return Response(text, headers={"Content-Type": media_type})

@@ -26,14 +26,23 @@ class Connection(HttpToolsProtocol):
 
     Args:
         idle_seconds: Silence in the middle of a request after which the client is cut off.
+        on_refusal: Called with the code of each problem that is answered here.
         root_path: Prefix of the links to the documentation (PFMS_ROOT_PATH).
         uvicorn: What uvicorn passes to each protocol.
     """
 
-    def __init__(self, *, idle_seconds: float, root_path: str, **uvicorn: Any) -> None:
+    def __init__(
+        self,
+        *,
+        idle_seconds: float,
+        root_path: str,
+        on_refusal: Callable[[str], None],
+        **uvicorn: Any,
+    ) -> None:
         super().__init__(**uvicorn)
         self._idle_seconds = idle_seconds
         self._root = root_path
+        self._on_refusal = on_refusal
         self.url = b""  # uvicorn sets it when a request begins
         self._plain: asyncio.Transport = None  # type: ignore[assignment]
         self._responses: _ResponseTransport = None  # type: ignore[assignment]
@@ -203,6 +212,7 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         if not answered and not (in_progress and cycle.response_started):
             self.logger.warning("refused: %s", error.detail)
+            self._on_refusal(error.code)
             path = self.url.partition(b"?")[0].decode("ascii", "replace") if self.url else "/"
             answer = problem(error, path, self._root, {"Connection": "close"}, status)
             lines = [b"%s: %s\r\n" % pair for pair in answer.raw_headers]

@@ -7,6 +7,7 @@ from pfms.executors.base import Executor
 from pfms.executors.environment import run_environment
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
+from pfms.metrics import Metrics
 from pfms.plugin.command import PluginCommand
 from pfms.settings import Settings
 from pfms.storage.workspace import Workspace
@@ -14,7 +15,7 @@ from pfms.storage.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-def make_executor(settings: Settings, command: PluginCommand) -> Executor:
+def make_executor(settings: Settings, command: PluginCommand, metrics: Metrics) -> Executor:
     """The executor that the settings name, or `fresh` if the plugin cannot be kept warm.
 
     Raises:
@@ -30,6 +31,7 @@ def make_executor(settings: Settings, command: PluginCommand) -> Executor:
                 run_environment(settings, workspace, settings.devices),
                 workspace.mark,
                 without=settings.adaptations_off,
+                on_restart=metrics.parent_restarts,
             )
         log.warning("%s: each run starts a fresh process (PFMS_EXECUTOR=fresh)", why_not)
     return FreshExecutor(workspace.mark)

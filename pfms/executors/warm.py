@@ -7,12 +7,13 @@ Each run is in its own process group, with the same arguments, environment and v
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pfms.executors.base import Missing
 from pfms.executors.devices import available
 from pfms.executors.stages import Stages
 from pfms.executors.warm_link import ParentFailed, WarmParent
+from pfms.metrics import RestartReason
 from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import adaptations
 from pfms.plugin.command import PluginCommand
@@ -44,6 +45,7 @@ class WarmExecutor:
             it, because some of it is read only once; a run's differences are set in its child.
         workspace_mark: As for `FreshExecutor`.
         without: Names of adaptations to leave out.
+        on_restart: Called whenever the parent has to be started again, with the reason.
         pause_seconds: The pause after a failed start; doubled after each further failure.
     """
 
@@ -56,6 +58,7 @@ class WarmExecutor:
         workspace_mark: str = "",
         *,
         without: Sequence[str] = (),
+        on_restart: Callable[[RestartReason], None] | None = None,
         pause_seconds: float = 1.0,
     ) -> None:
         if command.kind == "foreign":
@@ -71,6 +74,7 @@ class WarmExecutor:
             "grace": _END_GRACE_SECONDS,
             "adaptations": [step.name for step in adaptations(without)],
         }
+        self._on_restart = on_restart or (lambda reason: None)
         self._pause_seconds = pause_seconds
         self._parent: WarmParent | None = None
         self._failure = ""  # why there is no parent, after too many failed starts
@@ -139,6 +143,7 @@ class WarmExecutor:
                 failures += 1
                 known = isinstance(error, ParentFailed)
                 log.error("the plugin does not start: %s", error, exc_info=not known)
+                self._on_restart("not-started")
                 if failures >= _MAX_FAILED_STARTS:
                     self._failure = f"The plugin does not start: {error}"
                     self._decided.set()
@@ -150,8 +155,10 @@ class WarmExecutor:
                 self._parent = None
                 self._decided.clear()
                 if not parent.gone.done():  # it is retired: its runs go on, new ones wait
+                    self._on_restart("replaced")
                     continue
                 log.error("the process that held the plugin ready has died; starting another")
+                self._on_restart("died")
             pause = self._pause_seconds * 2 ** min(failures, 10)
             await asyncio.sleep(min(pause, _MAX_PAUSE_SECONDS))
 

@@ -17,12 +17,14 @@ from pfms.errors import (
     NoDevice,
     NotReady,
     QueueFull,
+    RequestError,
 )
 from pfms.executors.base import Executor
 from pfms.jobs.holds import Holds
 from pfms.jobs.job import Job, ModelUsed, PluginUsed, VolumeSent
 from pfms.jobs.journal import Journal
 from pfms.jobs.runs import Runs
+from pfms.metrics import Metrics, UploadKind
 from pfms.models.record import ModelRecord, valid_model_id
 from pfms.models.store import ModelStore
 from pfms.plugin import PLUGIN
@@ -100,6 +102,7 @@ class Intake:
         models: ModelStore,
         executor: Executor,
         holds: Holds,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._workspace = workspace
@@ -109,6 +112,7 @@ class Intake:
         self._models = models
         self._executor = executor
         self._holds = holds
+        self._metrics = metrics
         self.room = Room(workspace.free_bytes, settings.min_free_bytes)
         self._key_locks: WeakValueDictionary[_OwnedKey, asyncio.Lock] = WeakValueDictionary()
         self._admission_slots = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
@@ -119,10 +123,11 @@ class Intake:
     # --- before the body is read -----------------------------------------------------------
 
     @asynccontextmanager
-    async def receiving(self, size: int | None) -> AsyncIterator[UploadWriter]:
+    async def receiving(self, kind: UploadKind, size: int | None) -> AsyncIterator[UploadWriter]:
         """Receive an upload under a temporary name; it is removed afterwards unless it was moved.
 
         Args:
+            kind: What is received, for the metrics.
             size: Bytes that the request announces, for which room is reserved. None if it does not
                 announce any.
 
@@ -134,7 +139,10 @@ class Intake:
         async with self.room.reserve(size or 0) as reservation:
             path, limit = self._workspace.new_upload(), self._settings.max_upload_bytes
             async with UploadWriter(path, limit, reservation) as writer:
-                yield writer
+                try:
+                    yield writer
+                finally:
+                    self._metrics.uploaded(kind, writer.size)
 
     @asynccontextmanager
     async def place(
@@ -208,7 +216,11 @@ class Intake:
         place.reserve()
         created = utc_now()
         async with self._unpublished_tree() as tree, self._admission_slots:
-            model, facts = await in_thread(self._fill_tree, upload, request, tree)
+            try:
+                model, facts = await in_thread(self._fill_tree, upload, request, tree)
+            except RequestError as error:
+                self._metrics.not_admitted("volume", error.code)
+                raise
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
@@ -292,6 +304,7 @@ class Intake:
             await in_thread(self._workspace.remove_job, job.id)
             raise
         place.release()  # without an await before the next line, so that it is never counted twice
+        self._metrics.accepted()
         self._runs.add(job)
         return job
 

@@ -41,6 +41,8 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
             except OSError as error:  # one folder that cannot be written must not stop the start
                 log.error("job %s is left alone: %s", job.id, error)
                 continue
+            if recovered.ended:
+                runs.count_end(recovered)
             log.warning("job %s was %s and is now %s", job.id, job.state, recovered.state)
         if not recovered.ended:
             runs.add(recovered)

@@ -21,6 +21,7 @@ from pfms.jobs.events import Broadcast
 from pfms.jobs.job import Job, RunEnd
 from pfms.jobs.journal import Journal
 from pfms.jobs.queue import JobQueue, Slot
+from pfms.metrics import Metrics, StageTimes
 from pfms.plugin.command import PluginCommand
 from pfms.plugin.types import PluginExit, Progress
 from pfms.settings import Settings
@@ -49,6 +50,7 @@ class Active:
 
     job: Job
     done: asyncio.Future[Job]
+    queued: float = field(default_factory=time.monotonic)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     progress: Progress | None = None
     progress_sent_at: float = 0.0
@@ -68,6 +70,7 @@ class Runs:
         executor: Executor,
         command: PluginCommand,
         queue: JobQueue,
+        metrics: Metrics,
     ) -> None:
         self._settings = settings
         self._workspace = workspace
@@ -75,6 +78,7 @@ class Runs:
         self._executor = executor
         self._command = command
         self.queue = queue
+        self._metrics = metrics
         self.estimates = Estimates()
         self.broadcast = Broadcast()
         self.active: dict[str, Active] = {}
@@ -109,13 +113,17 @@ class Runs:
     async def _run(self, active: Active, slot: Slot) -> None:
         """Run a job in a slot and record the outcome. The slot is always freed."""
         job_id = active.job.id
+        self._metrics.waited(time.monotonic() - active.queued)
+        stages = self._metrics.stages()
         try:
-            step = await self._attempt(active, slot)
+            step = await self._attempt(active, slot, stages)
         except PfmsError as error:
             step = self._failed(error)
         except Exception:
             log.exception("job %s: an error in pfms itself", job_id)
             step = self._failed(PluginFailed("pfms could not run the plugin for this job."))
+        finally:
+            stages.enter(None)
         try:
             await self._record(active, step)
         except Exception:  # not a full disk: the slot must not wait until this can be recorded
@@ -127,7 +135,7 @@ class Runs:
             self.queue.release(job_id)
             self.dispatch()
 
-    async def _attempt(self, active: Active, slot: Slot) -> Step:
+    async def _attempt(self, active: Active, slot: Slot, stages: StageTimes) -> Step:
         """Run the plugin for a job; returns the step that the job takes next.
 
         Raises:
@@ -140,7 +148,7 @@ class Runs:
 
         if active.stop is None:
             active.plugin = asyncio.create_task(
-                self._executor.run(run, lambda told: self._on_progress(active, told))
+                self._executor.run(run, lambda told: self._on_progress(active, told, stages))
             )
             await asyncio.wait({active.plugin})
         if active.plugin is None or active.plugin.cancelled():
@@ -152,6 +160,7 @@ class Runs:
                 log.warning("job %s: %s; it will run again", active.job.id, plugin_exit.message)
                 return self._stopped(active)
 
+        stages.enter("judging")
         self._on_progress(active, Progress("saving"))
         end = RunEnd(plugin_exit.code, round(plugin_exit.seconds, 3))
         try:
@@ -181,6 +190,7 @@ class Runs:
         if active.job.state == "queued" and active.job.id in self.active:
             active.plugin = None
             active.progress = None
+            active.queued = time.monotonic()
             self.queue.put_back(active.job.id, active.job.owner)
             if self.draining:
                 self._release_callers([active.job.id])
@@ -244,10 +254,19 @@ class Runs:
         self.broadcast.send(job.id, event)
         if job.ended:
             self.active.pop(job.id, None)
+            self.count_end(job)
             if not active.done.done():  # a drain has already released the callers
                 active.done.set_result(job)
 
-    def _on_progress(self, active: Active, progress: Progress) -> None:
+    def count_end(self, job: Job) -> None:
+        """Count a job whose end is on record."""
+        self._metrics.ended(job.state, job.error.code if job.error else None)
+
+    def _on_progress(
+        self, active: Active, progress: Progress, stages: StageTimes | None = None
+    ) -> None:
+        if stages is not None:
+            stages.enter(progress.stage)
         new_stage = active.progress is None or active.progress.stage != progress.stage
         active.progress = progress
         now = time.monotonic()

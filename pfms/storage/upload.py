@@ -27,6 +27,8 @@ class Upload:
 class UploadWriter:
     """Writes what `feed` is given. Leaving its async context removes the file, unless it was moved.
 
+    `size` is how many bytes it was given so far.
+
     Args:
         path: The new file.
         limit: Its maximum size, in bytes.
@@ -41,7 +43,7 @@ class UploadWriter:
         self._hash = hashlib.sha256()
         self._pieces: list[bytes] = []
         self._gathered = 0
-        self._size = 0
+        self.size = 0
 
     async def __aenter__(self) -> Self:
         with reporting_full_disk():
@@ -69,8 +71,8 @@ class UploadWriter:
             TooLarge: There are more than `limit` bytes.
             DiskFull: There is no room for them.
         """
-        self._size += len(piece)
-        if self._size > self._limit:
+        self.size += len(piece)
+        if self.size > self._limit:
             raise TooLarge(f"The file has more than {self._limit} bytes.")
         self._pieces.append(piece)
         self._gathered += len(piece)
@@ -95,4 +97,4 @@ class UploadWriter:
         assert self._file is not None  # noqa: S101
         with reporting_full_disk():
             await asyncio.to_thread(self._file.close)
-        return Upload(self._path, self._size, self._hash.hexdigest())
+        return Upload(self._path, self.size, self._hash.hexdigest())
