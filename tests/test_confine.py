@@ -1,12 +1,15 @@
 """What a run may take and leave: its log has a bound, nothing of it outlives it."""
 
+import contextlib
 import re
+import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pfms.processes.output import BoundedLog
-from tests.conftest import StartServer, eventually
+from tests.conftest import Server, StartServer, eventually, seed_model
 
 MOST = 64 << 10
 NOTE = re.compile(rb"\n\[pfms left out (\d+) bytes here: PFMS_MAX_LOG_BYTES\]\n")
@@ -73,3 +76,73 @@ def test_endless_output_costs_no_disk_and_can_be_followed(
     assert log.startswith(b"the first words\n")
     assert len(NOTE.findall(log)) == 1
     assert log.rstrip().endswith(b"the last words")
+
+
+# --- what escapes ----------------------------------------------------------------------------
+
+
+def lives(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
+
+
+def daemon_of(server: Server, job_id: str) -> int:
+    """The process ID of the daemon that a job's run has started."""
+    file = server.workspace / "jobs" / job_id / "daemon.pid"
+    eventually(lambda: file.exists() and file.read_text())
+    return int(file.read_text())
+
+
+def with_daemons(start_server: StartServer, executor: str, **settings: object) -> Server:
+    server = start_server(
+        "escaping/leaves_a_daemon.py", executor=executor, grace_seconds=0.3, **settings
+    )
+    for model in ("hangs", "killed", "leaves"):
+        seed_model(server.workspace, model, model.encode())
+    return server
+
+
+@pytest.mark.parametrize("executor", ["fresh", "warm"])
+def test_a_daemon_with_its_own_session_and_no_environment_ends_with_its_run(
+    start_server: StartServer, executor: str
+) -> None:
+    server = with_daemons(start_server, executor)
+    for model, state in (("demo", "succeeded"), ("killed", "failed"), ("leaves", "failed")):
+        job_id = server.submit(model=model)
+        daemon = daemon_of(server, job_id)
+        assert server.ended(job_id)["state"] == state, model
+        assert not lives(daemon), model
+
+    job_id = server.submit(model="hangs")
+    daemon = daemon_of(server, job_id)
+    assert lives(daemon)
+    server.http.post(f"/jobs/{job_id}/cancel")
+    assert server.ended(job_id)["state"] == "cancelled"
+    assert not lives(daemon)
+
+
+@pytest.mark.parametrize("executor", ["fresh", "warm"])
+def test_the_end_of_a_run_leaves_what_belongs_to_another_alone(
+    start_server: StartServer, executor: str
+) -> None:
+    server = with_daemons(start_server, executor, jobs_per_device=2)
+    staying = server.submit(model="hangs")
+    other = daemon_of(server, staying)
+    for model in ("demo", "killed"):
+        job_id = server.submit(model=model)
+        daemon = daemon_of(server, job_id)
+        server.ended(job_id)
+        assert not lives(daemon)
+    assert lives(other)
+    server.http.post(f"/jobs/{staying}/cancel")
+    server.ended(staying)
+    assert not lives(other)
+
+
+@pytest.mark.parametrize("executor", ["fresh", "warm"])
+def test_a_daemon_ends_when_the_server_is_killed(start_server: StartServer, executor: str) -> None:
+    server = with_daemons(start_server, executor)
+    daemon = daemon_of(server, server.submit(model="hangs"))
+    server.stop(signal.SIGKILL)
+    eventually(lambda: not lives(daemon))

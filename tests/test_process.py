@@ -163,7 +163,9 @@ async def test_processes_that_outlived_a_killed_server_are_found_and_ended(
     code = "asyncio.run(run(*sys.argv[1:]))"
     script = str(PLUGINS / "ignores_term.py")
     with in_another_process(code, job, str(tmp_path), sys.executable, script) as server:
-        await until(lambda: len(marks.find_marked(MARK, job)) == 3)
+        await until(lambda: len(marks.find_marked(MARK, job)) == 4)
+        (keeper,) = psutil.Process(server.pid).children()
+        keeper.kill()  # it would end them
         server.kill()
     stranger = await sleeper("another workspace", own_session=True)
     assert len(marks.find_marked(MARK, job)) == 3
@@ -172,6 +174,16 @@ async def test_processes_that_outlived_a_killed_server_are_found_and_ended(
     assert marks.find_marked(MARK, "another workspace") != []
     stranger.kill()
     await stranger.wait()
+
+
+@pytest.mark.anyio
+async def test_a_run_ends_when_its_server_is_killed(job: str, tmp_path: Path) -> None:
+    script = str(PLUGINS / "ignores_term.py")
+    code = "asyncio.run(run(*sys.argv[1:]))"
+    with in_another_process(code, job, str(tmp_path), sys.executable, script) as server:
+        await until(lambda: len(marks.find_marked(MARK, job)) == 4)
+        server.kill()
+    await until(lambda: marks.find_marked(MARK, job) == [])
 
 
 def test_a_process_is_found_by_its_mark_with_what_identifies_it() -> None:

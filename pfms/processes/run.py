@@ -1,15 +1,17 @@
 """One process group: start it, end all of it: TERM, a grace period, KILL.
 
-Each run begins a session, and so a group. A process that left it by `setsid`, or that outlived its
-server, is found by the marks in its environment.
+Each run begins a session, and so a group. What leaves the group is found as a descendant of the
+run's keeper (`programs/keeper.py`); what outlived both, by the marks in its environment.
 """
 
 import asyncio
 import errno
+import json
 import os
 import signal
+import sys
 import time
-from asyncio.subprocess import DEVNULL, STDOUT
+from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from pfms.plugin.python_settings import NOT_FOR_RUNS
 from pfms.plugin.types import PluginExit
 from pfms.processes.kill import Child, ChildLost, end_run
 from pfms.processes.marks import JOB_MARK
+from pfms.programs import KEEPER
 
+_KEEPER_SECONDS = 3.0  # for a keeper, beyond the grace, to kill everything and to end
 # The machine could not start one more process or open one more file: not the run's fault.
 _NO_RESOURCES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 # A service manager that stops us signals all our processes at once: not the run's fault either.
@@ -75,12 +79,12 @@ async def run_in_group(
         asyncio.CancelledError: The task was cancelled.
     """
     return await run_child(
-        _spawn(argv, cwd, {**environment, JOB_MARK: job}, output),
+        _spawn(argv, cwd, {**environment, JOB_MARK: job}, output, grace),
         job=job,
         command=argv[0],
         cwd=cwd,
         time_limit=time_limit,
-        grace=grace,
+        grace=grace + _KEEPER_SECONDS,
     )
 
 
@@ -127,22 +131,30 @@ async def run_child(
 
 
 async def _spawn(
-    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], output: int
+    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], output: int, grace: float
 ) -> Child | OSError:
-    """The process, or the error that prevented it."""
+    """The keeper of the process, which ends as it does, or the error that prevented it."""
+    keeper = (sys.executable, "-I", "-S", str(KEEPER), str(output), str(grace))
     try:
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
+            *keeper,
             *argv,
             cwd=cwd,
             env=child_environment(environment),
-            stdin=DEVNULL,
-            stdout=output,
-            stderr=STDOUT,
+            stdin=PIPE,  # ends with this process, whatever happens to it
+            stdout=PIPE,
+            pass_fds=[output],
             start_new_session=True,
             umask=0o007,  # the same as the server's
         )
     except OSError as error:
         return error
+    said = await process.stdout.read() if process.stdout else b""
+    if not said:
+        return process
+    await process.wait()
+    number, file = json.loads(said)
+    return OSError(number, os.strerror(number), file)
 
 
 def _child_of(spawn: asyncio.Future[Child | OSError]) -> Child | None:

@@ -35,15 +35,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from pfms.programs import warm_plugin
+    from pfms.programs import family, warm_plugin
 else:  # it is beside this file, where Python may have been told not to look
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    import family
     import warm_plugin
 
 Message = dict[str, Any]
 
 _PACKET = 1 << 20  # bytes; more than a socket takes
 _MARK = "PFMS_JOB"  # as `marks.JOB_MARK`
+_KILL_SECONDS = 1.0  # for the kernel to end a process after KILL
 
 
 class Link:
@@ -106,6 +108,7 @@ class Parent:
         self._grace = grace
         self._mark = EnvironmentMark()
         self._running: dict[int, int] = {}
+        self._own = {pid for pid, _ in family.descendants()}  # the plugin's imports started them
         self._run = 0  # in a child: the number of its run
         warm_plugin.count_windows(self._report_progress)
 
@@ -141,17 +144,20 @@ class Parent:
         os.close(log)
 
     def _reap(self) -> None:
+        ended: list[Message] = []
         with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if not pid:
-                    return
+            while (dead := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = dead
                 run = self._running.pop(pid, None)
-                if run is not None:  # otherwise one of the plugin's imports started it
-                    self._link.send({"ended": run, "pid": pid, "status": status})
+                if run is not None:  # otherwise it was adopted, or an import started it
+                    ended.append({"ended": run, "pid": pid, "status": status})
+        # A run keeps its orphans for as long as it lives: what is ours now is left of ended ones.
+        family.end_descendants(_KILL_SECONDS, but=(*self._running, *self._own))
+        for message in ended:
+            self._link.send(message)
 
     def _end_all(self) -> None:
-        for number, seconds in ((signal.SIGTERM, self._grace), (signal.SIGKILL, 1.0)):
+        for number, seconds in ((signal.SIGTERM, self._grace), (signal.SIGKILL, _KILL_SECONDS)):
             for pid in self._running:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(pid, number)
@@ -168,6 +174,7 @@ class Parent:
         try:
             self._set_up_run(order, log)
             code = warm_plugin.exit_code_of(self._call)
+            family.end_descendants(_KILL_SECONDS, group=os.getpid())  # the server ends the group
             threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
             ctypes.CDLL(None).fflush(None)
@@ -184,6 +191,7 @@ class Parent:
     def _set_up_run(self, order: Message, log: int) -> None:
         self._run = order["run"]
         os.setsid()
+        family.adopt_orphans()
         self._mark.write(order["job"])
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -218,12 +226,14 @@ def main() -> None:
     """Load the plugin, report that, serve."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [folder for folder in sys.path if folder != here]
-    sys.modules.pop("warm_plugin")  # the plugin must not find our modules, by path or by name
+    for name in ("family", "warm_plugin"):
+        sys.modules.pop(name)  # the plugin must not find our modules, by path or by name
     os.umask(0o007)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
     order, _ = link.receive()
     if order is None:
         return
+    family.adopt_orphans()
     try:
         parent = Parent(link, warm_plugin.load(order), order["grace"])
     except BaseException as error:

@@ -1,0 +1,145 @@
+"""A separate program that starts a run, and ends everything that the run has started.
+
+    python -I -S keeper.py OUTPUT GRACE COMMAND ARGUMENT...
+
+OUTPUT is the descriptor for the run's stdout and stderr. It ends as the run ended: with the same
+exit code, or by the same signal. On TERM it asks the run to end, and kills it after GRACE seconds;
+when its own stdin ends, because the server has died, it kills the run at once. stdout gets nothing
+if the run has started, or else one line of JSON: the number of the error and the file.
+
+It is small, because it exists as long as the run; it imports nothing of pfms.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pfms.programs.family import adopt_orphans, end_descendants
+else:
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    from family import adopt_orphans, end_descendants
+
+_LEFTOVER_SECONDS = 0.2  # between TERM and KILL for what an ended run left in its group
+_KILL_SECONDS = 1.0  # for the kernel to end a process after KILL
+_ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Keeper:
+    """Waits for a run, and ends it when asked to."""
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+        self._asked = False
+        self._wakes, waker = os.pipe()
+        os.set_blocking(self._wakes, False)
+        os.set_blocking(waker, False)
+        signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+        for number in _ASKED:
+            signal.signal(number, self._note)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+    def wait(self, run: int) -> int:
+        """Wait for the end of a run, for its status."""
+        poll = select.poll()
+        poll.register(self._wakes, select.POLLIN)
+        poll.register(sys.stdin.fileno(), select.POLLIN)
+        kill_at = give_up_at = float("inf")
+        while (status := _reap(run)) is None:
+            now = time.monotonic()
+            if self._asked:
+                self._asked = False
+                _signal(run, signal.SIGTERM)
+                kill_at = min(kill_at, now + self._grace)
+            if now >= kill_at:
+                _signal(run, signal.SIGKILL)
+                kill_at, give_up_at = float("inf"), now + _KILL_SECONDS
+            if now >= give_up_at:
+                return signal.SIGKILL  # it is stuck in the kernel
+            left = min(kill_at, give_up_at) - now
+            ready = poll.poll(None if left == float("inf") else left * 1000 + 1)
+            if self._wakes in [fd for fd, _ in ready]:
+                os.read(self._wakes, 4096)
+            if sys.stdin.fileno() in [fd for fd, _ in ready]:  # the server has died
+                poll.unregister(sys.stdin.fileno())
+                kill_at = now
+        return status
+
+
+def _reap(run: int) -> int | None:
+    """Reap all dead children; the status of the run if it was among them."""
+    found = None
+    with contextlib.suppress(ChildProcessError):
+        while (dead := os.waitpid(-1, os.WNOHANG))[0]:
+            if dead[0] == run:
+                found = dead[1]
+    return found
+
+
+def _signal(group: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def _end_leftovers(run: int) -> None:
+    _signal(run, signal.SIGTERM)
+    until = time.monotonic() + _LEFTOVER_SECONDS
+    while time.monotonic() < until:
+        _reap(0)
+        try:
+            os.killpg(run, 0)
+        except OSError:
+            break
+        time.sleep(0.01)
+    end_descendants(_KILL_SECONDS)
+    _reap(0)
+
+
+def main(output: int, grace: float, argv: list[str]) -> int:
+    """Start the run and wait for it; returns its status, as from waitpid."""
+    keeper = Keeper(grace)
+    adopt_orphans()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        run = os.posix_spawnp(
+            argv[0],
+            argv,
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, nothing, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+                (os.POSIX_SPAWN_CLOSE, output),
+            ],
+            setsid=True,
+            setsigdef=[*_ASKED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
+        )
+    except OSError as error:
+        os.write(1, json.dumps([error.errno or errno.EIO, argv[0]]).encode())
+        return 0
+    os.dup2(nothing, 1)
+    os.close(output)
+    status = keeper.wait(run)
+    _end_leftovers(run)
+    return status
+
+
+if __name__ == "__main__":
+    code = os.waitstatus_to_exitcode(main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if -code not in (signal.SIGKILL, signal.SIGSTOP):
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
