@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from uvicorn.supervisors import ChangeReload
 
 from pfms.api.app import create_app
+from pfms.api.tls import Certificate
 from pfms.api.wire import Connection
 from pfms.errors import StartError
 from pfms.service import Service
@@ -140,10 +141,10 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, scheme: str = "http") -> str:
     """The base URL of the server on a socket."""
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def set_up_logging() -> None:
@@ -177,6 +178,7 @@ async def _serve(
     # The default pool is small on a small machine, and long work would keep short work waiting.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, "pfms"))
     service: Service = app.state.service
+    certificate = await asyncio.to_thread(Certificate.of, service.settings)
     config = uvicorn.Config(
         app,
         http=cast(
@@ -191,15 +193,21 @@ async def _serve(
         ws="none",
         lifespan="off",
         log_config=None,
+        proxy_headers=False,  # uvicorn would believe them from any process of this machine
+        ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
         timeout_graceful_shutdown=_GOODBYE_SECONDS,
     )
     await service.start()
+    watch = asyncio.create_task(certificate.watch()) if certificate else None
     try:
         if signals.noted:
             return
-        where = f"pfms listens on {url_of(sock)} (device {', '.join(service.devices)})"
+        url = url_of(sock, "https" if certificate else "http")
+        where = f"pfms listens on {url} (device {', '.join(service.devices)})"
         await Server(config, service, signals, lambda: say(where)).serve(sockets=[sock])
     finally:
+        if watch is not None:
+            watch.cancel()
         await service.stop()
 
 
@@ -211,7 +219,7 @@ def serve_reloading(settings: Settings, folders: list[str]) -> None:
     """
     # Each start is a new process, which gets the settings through the environment.
     for name, value in settings.model_dump(mode="json").items():
-        shown = ",".join(value) if isinstance(value, list) else str(value)
+        shown = ",".join(value) if isinstance(value, list) else str("" if value is None else value)
         os.environ[f"PFMS_{name.upper()}"] = shown
     set_up_logging()
     config = uvicorn.Config(__name__, reload=True, reload_dirs=folders, log_config=None)

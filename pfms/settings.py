@@ -30,6 +30,8 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1)  # empty would mean every interface
     port: int = Field(2024, ge=0, le=65535)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
     workspace: Path = Path("workspace")
 
     plugin_command: str = Field("spleenseg", min_length=1)
@@ -67,6 +69,11 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(word.strip() for word in value.split(",") if word.strip())
         return value
+
+    @field_validator("tls_certificate", "tls_key", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("workspace", mode="before")
     @classmethod

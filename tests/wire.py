@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import socket
+import ssl
 import struct
 from types import TracebackType
 from typing import Any, Self
@@ -49,13 +50,15 @@ class _Incoming(io.BufferedReader):
 
 
 class Wire:
-    """A connection to a server."""
+    """A connection to a server; `tls` is needed for https."""
 
-    def __init__(self, url: str, seconds: float = 60) -> None:
+    def __init__(self, url: str, seconds: float = 60, tls: ssl.SSLContext | None = None) -> None:
         place = urlsplit(url)
         assert place.hostname
         assert place.port
         self._socket = socket.create_connection((place.hostname, place.port), timeout=seconds)
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, server_hostname=place.hostname)
         self._incoming = _Incoming(self._socket.makefile("rb", buffering=0))
 
     def __enter__(self) -> Self:
@@ -97,6 +100,11 @@ class Wire:
     def say_no_more(self) -> None:
         """Shut down the sending side, as `nc -N` and socat do, and still listen."""
         self._socket.shutdown(socket.SHUT_WR)
+
+    def say_goodbye(self) -> None:
+        """Close TLS as its rules ask: by saying so, and waiting for the same."""
+        assert isinstance(self._socket, ssl.SSLSocket)
+        self._socket.unwrap()
 
     def ends(self) -> bytes:
         """What comes until the server closes the connection."""

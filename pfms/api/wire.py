@@ -230,8 +230,9 @@ class Connection(HttpToolsProtocol):
         self._hung_up = True
         more_may_come = self._in_message or self._discarding
         self._discarding = True
-        if more_may_come and not self._half_closed and self._plain.can_write_eof():
-            self._plain.write_eof()
+        if more_may_come and not self._half_closed:
+            if self._plain.can_write_eof():
+                self._plain.write_eof()  # over TLS, `Connection: close` has to be enough
             self.flow.resume_reading()
             self._set_timer(_LINGER_SECONDS, self._plain.abort)
         else:
@@ -241,6 +242,8 @@ class Connection(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client has finished sending, or is gone: at first both look the same.
+
+        Over TLS it counts as gone, because asyncio closes both sides there.
 
         Returns:
             Whether the connection stays open for the response.

@@ -59,13 +59,21 @@ class PfmsClient:
             What may take long (the check of an upload, a run) has no timeout.
         retry_seconds: How long to keep asking for a job while the server is away, as during a
             restart.
+        ca: Certificates of authorities, in PEM, to trust instead of those that the system trusts.
 
     Raises:
-        ValueError: `url` is not an http or https URL.
+        ValueError: `url` is not an http or https URL, or `ca` holds no certificates.
     """
 
-    def __init__(self, url: str, timeout: float | None = 60, retry_seconds: float = 60) -> None:
-        self._http = Transport(url, timeout, retry_seconds)
+    def __init__(
+        self,
+        url: str,
+        timeout: float | None = 60,
+        retry_seconds: float = 60,
+        *,
+        ca: Path | None = None,
+    ) -> None:
+        self._http = Transport(url, timeout, retry_seconds, ca)
         self.url = self._http.url
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import truststore
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -92,10 +94,12 @@ class Transport:
     """Requests to one server; `PfmsClient` says what its arguments mean.
 
     Raises:
-        ValueError: `url` is not an http or https URL.
+        ValueError: `url` is not an http or https URL, or `ca` holds no certificates.
     """
 
-    def __init__(self, url: str, timeout: float | None, retry_seconds: float) -> None:
+    def __init__(
+        self, url: str, timeout: float | None, retry_seconds: float, ca: Path | None
+    ) -> None:
         self.url = _base_url(url)
         self._retry_seconds = retry_seconds
         # A proxy from the environment cannot lead to this machine, whatever NO_PROXY says.
@@ -104,6 +108,7 @@ class Transport:
             base_url=f"{self.url}/api/v1",
             timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS),
             trust_env=not loopback,
+            verify=_trusting(ca),
         )
 
     def close(self) -> None:
@@ -136,10 +141,13 @@ class Transport:
                 yield response
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             reason = str(error).partition("] ")[2] or str(error)
-            raise Unreachable(
-                f"pfms cannot be reached at {self.url}: {reason}",
-                "Start one with `pfms serve`, or name another with --server.",
-            ) from error
+            remedy = "Start one with `pfms serve`, or name another with --server."
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                reason = reason.partition(" (_ssl.c")[0]
+                remedy = "If its authority is your own, name its certificate: --ca FILE (PFMS_CA)."
+            elif "[SSL:" in str(error):
+                remedy = "Is TLS spoken there? If not, the URL begins with http://."
+            raise Unreachable(f"pfms cannot be reached at {self.url}: {reason}", remedy) from error
         except httpx.TransportError as error:
             raise Unreachable(
                 f"the connection to {self.url} broke: {error or type(error).__name__}",
@@ -228,6 +236,18 @@ def tell(on_update: OnUpdate | None, update: Update) -> None:
     """Pass an update on, if anyone wants it."""
     if on_update is not None:
         on_update(update)
+
+
+def _trusting(ca: Path | None) -> ssl.SSLContext:
+    """TLS that trusts the certificates in a file, or those that this system trusts."""
+    if ca is None:
+        return truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise ValueError(f"{ca} holds no certificates in PEM") from None
+    except OSError as error:
+        raise ValueError(f"{ca} cannot be read: {error.strerror}") from None
 
 
 def _base_url(text: str) -> str:

@@ -8,6 +8,7 @@ import typer
 from pfms.commands.output import (
     DEFAULT_SERVER,
     INTERRUPTED,
+    CaOption,
     JsonOption,
     ServerOption,
     fail,
@@ -44,6 +45,7 @@ def infer(
     ] = "labels",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
     server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Segment a volume on a server, and save the result. Ctrl-C cancels the run."""
@@ -54,7 +56,7 @@ def infer(
         fail(f"{target} already exists", "--force replaces it, -o names another file.")
     if not target.parent.is_dir():
         fail(f"there is no folder {target.parent}", "Create it, or name another file with -o.")
-    with server_client(server) as client, display() as show:
+    with server_client(server, ca) as client, display() as show:
         try:
             job = client.infer(volume, model, target, resultant=resultant, on_update=show)
         except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import typer
 from pfms.commands.output import (
     DEFAULT_SERVER,
     FAILED,
+    CaOption,
     JsonOption,
     ServerOption,
     fail,
@@ -35,10 +36,11 @@ def list_jobs(
     model: Annotated[str | None, typer.Option(help="Only those of this model")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many")] = 20,
     server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the jobs, newest first."""
-    with server_client(server) as client:
+    with server_client(server, ca) as client:
         jobs = client.jobs(state=state, model_id=model, limit=limit)
     if as_json:
         print_json({"jobs": jobs})
@@ -50,9 +52,14 @@ def list_jobs(
 
 
 @app.command()
-def show(job_id: JobID, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
+def show(
+    job_id: JobID,
+    server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what is known about a job."""
-    with server_client(server) as client:
+    with server_client(server, ca) as client:
         job = client.job(job_id)
     if as_json:
         print_json(job)
@@ -88,9 +95,10 @@ def log(
         bool, typer.Option("--follow", "-f", help="Go on until the job ends")
     ] = False,
     server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
 ) -> None:
     """Print what the plugin printed."""
-    with server_client(server) as client:
+    with server_client(server, ca) as client:
         try:
             for piece in client.log(job_id, follow):
                 sys.stdout.buffer.write(piece)
@@ -101,10 +109,13 @@ def log(
 
 @app.command()
 def cancel(
-    job_id: JobID, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False
+    job_id: JobID,
+    server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Cancel a job that is waiting or running."""
-    with server_client(server) as client:
+    with server_client(server, ca) as client:
         before = client.job(job_id)
         job = client.cancel(job_id)
     if as_json:
@@ -123,9 +134,10 @@ def rm(
         typer.Option("--purge-voxels", help="Only volumes and weights: record and log stay"),
     ] = False,
     server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
 ) -> None:
     """Remove jobs that have ended, with all their files."""
-    with server_client(server) as client:
+    with server_client(server, ca) as client:
         for job_id in job_ids:
             client.remove_job(job_id, purge_voxels=purge_voxels)
             typer.echo(f"{job_id} {'no longer has voxels' if purge_voxels else 'is removed'}")

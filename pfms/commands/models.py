@@ -7,6 +7,7 @@ import typer
 
 from pfms.commands.output import (
     DEFAULT_SERVER,
+    CaOption,
     JsonOption,
     ServerOption,
     print_json,
@@ -21,9 +22,11 @@ ModelID = Annotated[str, typer.Argument(help="The model's ID", metavar="ID")]
 
 
 @app.command("list")
-def list_models(server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False) -> None:
+def list_models(
+    server: ServerOption = DEFAULT_SERVER, ca: CaOption = None, as_json: JsonOption = False
+) -> None:
     """List the models."""
-    with server_client(server) as client:
+    with server_client(server, ca) as client:
         models = [client.model(model_id) for model_id in client.models()]
     if as_json:
         print_json({"models": models})
@@ -47,6 +50,7 @@ def add(
     ],
     model_id: Annotated[str, typer.Option("--id", help="The ID to store them under")],
     server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Store weights on the server, which checks that the plugin can use them.
@@ -55,7 +59,7 @@ def add(
     """
     from pfms.commands.progress import display
 
-    with server_client(server) as client, display() as show:
+    with server_client(server, ca) as client, display() as show:
         model = client.upload_model(pth, model_id, show)
     for warning in model["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
@@ -67,10 +71,13 @@ def add(
 
 @app.command()
 def show(
-    model_id: ModelID, server: ServerOption = DEFAULT_SERVER, as_json: JsonOption = False
+    model_id: ModelID,
+    server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what is known about a model."""
-    with server_client(server) as client:
+    with server_client(server, ca) as client:
         model = client.model(model_id)
     if as_json:
         print_json(model)
@@ -84,9 +91,10 @@ def show(
 def rm(
     model_ids: Annotated[list[str], typer.Argument(help="IDs of models", metavar="ID...")],
     server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
 ) -> None:
     """Remove models. Jobs that were accepted with them keep their weights until they end."""
-    with server_client(server) as client:
+    with server_client(server, ca) as client:
         for model_id in model_ids:
             client.remove_model(model_id)
             typer.echo(f"{model_id} is removed")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -22,6 +23,15 @@ ServerOption = Annotated[
     str, typer.Option("--server", envvar="PFMS_SERVER", help="URL of the server", metavar="URL")
 ]
 DEFAULT_SERVER = "http://127.0.0.1:2024"
+CaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        envvar="PFMS_CA",
+        help="Certificates (PEM) that an https server is checked against [default: the system's]",
+        metavar="FILE",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
 
 
@@ -37,15 +47,15 @@ def sentence(text: str) -> str:
 
 
 @contextmanager
-def server_client(url: str) -> Iterator["PfmsClient"]:
+def server_client(url: str, ca: Path | None) -> Iterator["PfmsClient"]:
     """A client of the server at `url`; its errors end the command with their exit code."""
     from pfms.client.client import PfmsClient
     from pfms.client.transport import PfmsProblem, Unreachable
 
     try:
-        client = PfmsClient(url)
+        client = PfmsClient(url, ca=ca)
     except ValueError as error:
-        fail(str(error), "Name a server as http://HOST:PORT.")
+        fail(str(error), "Name a server as http://HOST:PORT, and a file of certificates with --ca.")
     try:
         with client:
             yield client
