@@ -28,7 +28,7 @@ class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         type(self).answer(self)
 
-    do_POST = do_GET
+    do_POST = do_DELETE = do_GET
 
     def log_message(self, format: str, *args: object) -> None:
         pass

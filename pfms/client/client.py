@@ -60,6 +60,7 @@ class PfmsClient:
         retry_seconds: How long to keep asking for a job while the server is away, as during a
             restart.
         ca: Certificates of authorities, in PEM, to trust instead of those that the system trusts.
+        auth: Such as `BearerToken("...")` of `pfms.client`.
 
     Raises:
         ValueError: `url` is not an http or https URL, or `ca` holds no certificates.
@@ -72,8 +73,9 @@ class PfmsClient:
         retry_seconds: float = 60,
         *,
         ca: Path | None = None,
+        auth: httpx.Auth | None = None,
     ) -> None:
-        self._http = Transport(url, timeout, retry_seconds, ca)
+        self._http = Transport(url, timeout, retry_seconds, ca, auth)
         self.url = self._http.url
 
     def __enter__(self) -> Self:
@@ -160,7 +162,7 @@ class PfmsClient:
         try:
             self.model(model_id)
         except PfmsProblem as problem:
-            if problem.code in ("model-not-found", "invalid-model-id"):
+            if problem.code in ("model-not-found", "invalid-model-id") or problem.status == 401:
                 raise  # other servers may not have this call
 
     def wait(self, job_id: str, on_update: OnUpdate | None = None) -> Json:

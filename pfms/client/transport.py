@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 CONNECT_SECONDS = 10
 _CHUNK = 1 << 16  # bytes
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class ClientError(Exception):
@@ -98,17 +98,24 @@ class Transport:
     """
 
     def __init__(
-        self, url: str, timeout: float | None, retry_seconds: float, ca: Path | None
+        self,
+        url: str,
+        timeout: float | None,
+        retry_seconds: float,
+        ca: Path | None,
+        auth: httpx.Auth | None,
     ) -> None:
-        self.url = _base_url(url)
+        self.url = base_url(url)
         self._retry_seconds = retry_seconds
         # A proxy from the environment cannot lead to this machine, whatever NO_PROXY says.
-        loopback = httpx.URL(self.url).host in _LOOPBACK
+        loopback = httpx.URL(self.url).host in LOOPBACK
         self._http = httpx.Client(
             base_url=f"{self.url}/api/v1",
             timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS),
             trust_env=not loopback,
             verify=_trusting(ca),
+            auth=auth,
+            follow_redirects=False,  # a volume and a token go to the server that was named
         )
 
     def close(self) -> None:
@@ -250,7 +257,7 @@ def _trusting(ca: Path | None) -> ssl.SSLContext:
         raise ValueError(f"{ca} cannot be read: {error.strerror}") from None
 
 
-def _base_url(text: str) -> str:
+def base_url(text: str) -> str:
     """The complete URL of a server, without `/api/v1`, from what a person may type."""
     text = text.strip() if "://" in text else f"http://{text.strip()}"
     text = text.rstrip("/").removesuffix("/api/v1").rstrip("/")

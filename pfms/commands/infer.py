@@ -11,9 +11,11 @@ from pfms.commands.output import (
     CaOption,
     JsonOption,
     ServerOption,
+    TokenFileOption,
     fail,
     print_json,
     server_client,
+    warn,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def infer(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Segment a volume on a server, and save the result. Ctrl-C cancels the run."""
@@ -56,15 +59,15 @@ def infer(
         fail(f"{target} already exists", "--force replaces it, -o names another file.")
     if not target.parent.is_dir():
         fail(f"there is no folder {target.parent}", "Create it, or name another file with -o.")
-    with server_client(server, ca) as client, display() as show:
+    with server_client(server, ca, token_file) as client, display() as show:
         try:
             job = client.infer(volume, model, target, resultant=resultant, on_update=show)
         except KeyboardInterrupt:
             fail(*_cancelled(client, show.last), INTERRUPTED)
     if job is None:
-        _warn("this server keeps no jobs and may not know --resultant: check what it sent")
+        warn("this server keeps no jobs and may not know --resultant: check what it sent")
     for warning in job["warnings"] if job else ():
-        _warn(warning)
+        warn(warning)
     if as_json:
         print_json({"output": str(target), "job": job})
     else:
@@ -98,10 +101,6 @@ def _cancelled(client: "PfmsClient", last: "Update | None") -> tuple[str, str]:
     if state == "succeeded":
         return f"interrupted, but job {last.job} has its result", "It stays on the server."
     return f"interrupted: job {last.job} is cancelled", ""
-
-
-def _warn(warning: str) -> None:
-    typer.echo(f"warning: {warning}", err=True)
 
 
 def _summary(target: Path, job: "Json | None") -> str:

@@ -12,6 +12,7 @@ from pfms.commands.output import (
     CaOption,
     JsonOption,
     ServerOption,
+    TokenFileOption,
     fail,
     print_json,
     print_table,
@@ -37,10 +38,11 @@ def list_jobs(
     limit: Annotated[int, typer.Option(min=1, help="At most this many")] = 20,
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the jobs, newest first."""
-    with server_client(server, ca) as client:
+    with server_client(server, ca, token_file) as client:
         jobs = client.jobs(state=state, model_id=model, limit=limit)
     if as_json:
         print_json({"jobs": jobs})
@@ -56,10 +58,11 @@ def show(
     job_id: JobID,
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is known about a job."""
-    with server_client(server, ca) as client:
+    with server_client(server, ca, token_file) as client:
         job = client.job(job_id)
     if as_json:
         print_json(job)
@@ -96,9 +99,10 @@ def log(
     ] = False,
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
+    token_file: TokenFileOption = None,
 ) -> None:
     """Print what the plugin printed."""
-    with server_client(server, ca) as client:
+    with server_client(server, ca, token_file) as client:
         try:
             for piece in client.log(job_id, follow):
                 sys.stdout.buffer.write(piece)
@@ -112,10 +116,11 @@ def cancel(
     job_id: JobID,
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Cancel a job that is waiting or running."""
-    with server_client(server, ca) as client:
+    with server_client(server, ca, token_file) as client:
         before = client.job(job_id)
         job = client.cancel(job_id)
     if as_json:
@@ -135,9 +140,10 @@ def rm(
     ] = False,
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
+    token_file: TokenFileOption = None,
 ) -> None:
     """Remove jobs that have ended, with all their files."""
-    with server_client(server, ca) as client:
+    with server_client(server, ca, token_file) as client:
         for job_id in job_ids:
             client.remove_job(job_id, purge_voxels=purge_voxels)
             typer.echo(f"{job_id} {'no longer has voxels' if purge_voxels else 'is removed'}")

@@ -10,10 +10,12 @@ from pfms.commands.output import (
     CaOption,
     JsonOption,
     ServerOption,
+    TokenFileOption,
     print_json,
     print_table,
     server_client,
     size,
+    warn,
 )
 
 app = typer.Typer(help="The models on a server: list, add, show, rm.", no_args_is_help=True)
@@ -23,10 +25,13 @@ ModelID = Annotated[str, typer.Argument(help="The model's ID", metavar="ID")]
 
 @app.command("list")
 def list_models(
-    server: ServerOption = DEFAULT_SERVER, ca: CaOption = None, as_json: JsonOption = False
+    server: ServerOption = DEFAULT_SERVER,
+    ca: CaOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the models."""
-    with server_client(server, ca) as client:
+    with server_client(server, ca, token_file) as client:
         models = [client.model(model_id) for model_id in client.models()]
     if as_json:
         print_json({"models": models})
@@ -51,6 +56,7 @@ def add(
     model_id: Annotated[str, typer.Option("--id", help="The ID to store them under")],
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Store weights on the server, which checks that the plugin can use them.
@@ -59,10 +65,10 @@ def add(
     """
     from pfms.commands.progress import display
 
-    with server_client(server, ca) as client, display() as show:
+    with server_client(server, ca, token_file) as client, display() as show:
         model = client.upload_model(pth, model_id, show)
     for warning in model["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
+        warn(warning)
     if as_json:
         print_json(model)
     else:
@@ -74,10 +80,11 @@ def show(
     model_id: ModelID,
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is known about a model."""
-    with server_client(server, ca) as client:
+    with server_client(server, ca, token_file) as client:
         model = client.model(model_id)
     if as_json:
         print_json(model)
@@ -92,9 +99,10 @@ def rm(
     model_ids: Annotated[list[str], typer.Argument(help="IDs of models", metavar="ID...")],
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
+    token_file: TokenFileOption = None,
 ) -> None:
     """Remove models. Jobs that were accepted with them keep their weights until they end."""
-    with server_client(server, ca) as client:
+    with server_client(server, ca, token_file) as client:
         for model_id in model_ids:
             client.remove_model(model_id)
             typer.echo(f"{model_id} is removed")

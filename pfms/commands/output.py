@@ -32,6 +32,13 @@ CaOption = Annotated[
         metavar="FILE",
     ),
 ]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="File that holds a token [default: PFMS_TOKEN, ~/.config/pfms/token or ~/.netrc]",
+        metavar="FILE",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
 
 
@@ -47,27 +54,45 @@ def sentence(text: str) -> str:
 
 
 @contextmanager
-def server_client(url: str, ca: Path | None) -> Iterator["PfmsClient"]:
+def server_client(url: str, ca: Path | None, token_file: Path | None) -> Iterator["PfmsClient"]:
     """A client of the server at `url`; its errors end the command with their exit code."""
+    import httpx
+
     from pfms.client.client import PfmsClient
-    from pfms.client.transport import PfmsProblem, Unreachable
+    from pfms.client.credentials import find_credentials
+    from pfms.client.transport import LOOPBACK, PfmsProblem, Unreachable, base_url
 
     try:
-        client = PfmsClient(url, ca=ca)
+        place = httpx.URL(base_url(url))
+        auth, source = find_credentials(place.host, token_file, warn)
+        client = PfmsClient(url, ca=ca, auth=auth)
     except ValueError as error:
-        fail(str(error), "Name a server as http://HOST:PORT, and a file of certificates with --ca.")
+        fail(str(error), "pfms COMMAND --help says what --server, --ca and --token-file take.")
+    if auth is not None and place.scheme == "http" and place.host not in LOOPBACK:
+        warn(f"the token is sent to {place.host} unencrypted, because the URL begins with http://")
     try:
         with client:
             yield client
     except Unreachable as error:
         fail(error.detail, error.remedy, UNREACHABLE)
     except PfmsProblem as problem:
-        fail(*_words(problem), _exit_code(problem))
+        fail(*_words(problem, source), _exit_code(problem))
 
 
-def _words(problem: "PfmsProblem") -> tuple[str, str]:
+def warn(text: str) -> None:
+    """Print what is odd, and go on."""
+    typer.echo(f"warning: {text}", err=True)
+
+
+def _words(problem: "PfmsProblem", source: str) -> tuple[str, str]:
+    """Detail and remedy; `source` is where the token that was sent is from, empty if none was."""
     where = f"{problem.code}, job {problem.job}" if problem.job else problem.code
-    return problem.detail, f"{problem.remedy} ({where})".lstrip()
+    remedy = problem.remedy
+    if problem.status in (401, 403) and source:
+        remedy = f"{remedy} The token that was sent is from {source}."
+    elif problem.status == 401:
+        remedy = "Put a token into a file of your own and name it with --token-file."
+    return problem.detail, f"{remedy} ({where})".lstrip()
 
 
 def _exit_code(problem: "PfmsProblem") -> int:
