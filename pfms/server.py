@@ -193,7 +193,9 @@ async def _serve(
         ws="none",
         lifespan="off",
         log_config=None,
-        proxy_headers=False,  # uvicorn would believe them from any process of this machine
+        # By its own default, uvicorn would believe every process of this machine.
+        proxy_headers=bool(service.settings.trusted_proxies),
+        forwarded_allow_ips=list(service.settings.trusted_proxies),
         ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
         timeout_graceful_shutdown=_GOODBYE_SECONDS,
     )

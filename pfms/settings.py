@@ -1,6 +1,7 @@
 """The settings: the only reader of `config.env` and of the environment."""
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,10 +61,13 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     hostnames: Annotated[tuple[str, ...], NoDecode] = ()
     root_path: str = ""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
 
     metrics: Literal["token", "open", "off"] = "token"
 
-    @field_validator("cors_origins", "hostnames", "adaptations_off", mode="before")
+    @field_validator(
+        "cors_origins", "hostnames", "trusted_proxies", "adaptations_off", mode="before"
+    )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -93,6 +97,11 @@ class Settings(BaseSettings):
     @classmethod
     def _are_hosts(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_name_or_pattern(name) for name in names)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(ip_network(network)) for network in networks)
 
     @field_validator("root_path")
     @classmethod

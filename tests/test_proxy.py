@@ -73,8 +73,7 @@ def proxied(
     folder = tmp_path_factory.mktemp("proxied")
     seed_model(folder / "workspace")
     server = start(folder / "workspace", "staged.py", root_path=prefix, hostnames="clinic.example")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = folder / "nginx.conf"
     shown = location(prefix, server.url, strips=strips)
     config.write_text(CONFIG.format(folder=folder, port=port, location=shown))
@@ -91,6 +90,12 @@ def proxied(
         process.terminate()
         process.wait(10)
         server.stop()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
 
 
 def answers(port: int) -> bool:
