@@ -210,7 +210,7 @@ def test_a_half_written_record_is_replaced_by_the_next_one(start_server: StartSe
     job_id = submit(server)
     until(server, job_id, "running")
     server.stop(signal.SIGKILL)
-    half = server.workspace / "jobs" / job_id / ".job.json.part"
+    half = server.workspace / "jobs" / job_id / f".job.json.{'a' * 32}.part"
     half.write_text('{"id": "')
     server = start_server("ok.py")
     assert ended(server, job_id)["state"] == "succeeded"

@@ -33,8 +33,9 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.types import Progress, Resultant
 from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import matches
+from pfms.storage.inside import NotAFile
 from pfms.storage.room import Room
-from pfms.storage.workspace import Workspace
+from pfms.storage.workspace import JobTree, Workspace
 from pfms.volumes import preview
 
 _MAX_BUNDLES = 2  # at a time: each is a copy of a job on the disk
@@ -157,15 +158,16 @@ class Archive:
     # read to its end even if it is removed.
 
     async def log(self, job_id: str) -> BufferedReader | None:
-        """The plugin's log, opened; None if the plugin has not started yet.
+        """The plugin's log, opened; None if the plugin has not started yet, or replaced it.
 
         Raises:
             JobNotFound: There is no such job.
         """
         async with self._holds.reading(job_id):
             await self.job(job_id)
+            tree = self._workspace.job(job_id)
             try:
-                return await asyncio.to_thread(self._workspace.job(job_id).log.open, "rb")
+                return await asyncio.to_thread(tree.open, tree.log, alone=True)
             except FileNotFoundError:
                 return None
 
@@ -199,17 +201,15 @@ class Archive:
         try:
             if job.purged_at:
                 raise FileNotFoundError
-            file = self._path_of(job.id, resultant).open("rb")
+            file = self._workspace.job(job.id).open(self._path_of(job.id, resultant))
+        except NotAFile as error:
+            raise _damaged(job, f"it {error.strerror}") from None
         except FileNotFoundError:
             raise Gone("The voxels of this job were removed.", job=job.id) from None
         facts = job.segmentation.facts(resultant) if job.segmentation else None
         if facts is not None and not matches(file, facts.size, facts.sha256):
             file.close()
-            raise BadResult(
-                "The result on the server's disk is not what the run wrote: it has been damaged.",
-                "POST to the job's /rerun to run it again.",
-                job=job.id,
-            )
+            raise _damaged(job, "it has been damaged")
         return file
 
     def _path_of(self, job_id: str, resultant: Resultant) -> Path:
@@ -228,9 +228,14 @@ class Archive:
             return await in_thread(self._draw, job)
 
     def _draw(self, job: Job) -> bytes:
-        self._open_resultant(job, "labels").close()
         tree = self._workspace.job(job.id)
-        return preview.preview_png(tree.volume, tree.segmentation)
+        with self._open_resultant(job, "labels") as labels:
+            try:
+                volume = tree.open(tree.volume)
+            except FileNotFoundError:
+                raise Gone("The volume of this job was removed.", job=job.id) from None
+            with volume:
+                return preview.preview_png(volume, labels)
 
     async def bundle(self, job_id: str, *, voxels: bool) -> BufferedReader:
         """A zip of the run, opened. It has no name on the disk, so it is gone when closed.
@@ -248,16 +253,17 @@ class Archive:
             if voxels and job.purged_at:
                 raise Gone("The voxels of this job were removed.", job=job.id)
             with reporting_full_disk():
-                files = bundle.files_of(self._workspace.job(job_id), voxels=voxels)
+                tree = self._workspace.job(job_id)
+                files = bundle.files_of(tree, voxels=voxels)
                 async with AsyncExitStack() as room:
                     if voxels:
-                        size = await asyncio.to_thread(bundle.size_of, files)
+                        size = await asyncio.to_thread(bundle.size_of, tree, files)
                         await room.enter_async_context(self._room.reserve(size))
-                    return await in_thread(self._write_bundle, job_id, files)
+                    return await in_thread(self._write_bundle, tree, files)
 
-    def _write_bundle(self, job_id: str, files: Sequence[Path]) -> BufferedReader:
+    def _write_bundle(self, tree: JobTree, files: Sequence[Path]) -> BufferedReader:
         with self._workspace.scratch() as target:
-            bundle.write_bundle(self._workspace.job(job_id).root, files, target)
+            bundle.write_bundle(tree, files, target)
             return target.open("rb")
 
     # --- removing --------------------------------------------------------------------------
@@ -307,3 +313,11 @@ class Archive:
     async def ended_before(self, moment: str, *, purged: bool) -> list[Job]:
         """Jobs that ended before `moment` (UTC); with `purged`, also those already purged."""
         return await self._journal.call(self._records.ended_before, moment, purged=purged)
+
+
+def _damaged(job: Job, how: str) -> BadResult:
+    return BadResult(
+        f"The result on the server's disk is not what the run wrote: {how}.",
+        "POST to the job's /rerun to run it again.",
+        job=job.id,
+    )

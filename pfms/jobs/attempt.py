@@ -1,24 +1,32 @@
 """One attempt to run a job: how the plugin is called, and how its result is judged. Blocking."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 from pfms.errors import BadResult, DiskFull, PluginFailed, by_code
 from pfms.executors.environment import run_environment
+from pfms.jobs.belongings import Belongings
 from pfms.jobs.job import FileFacts, Job, PluginUsed, RunFacts, Segmentation
 from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, versions
 from pfms.plugin.types import PluginExit, PluginRun, Resultant
 from pfms.settings import Settings
 from pfms.storage.disk import reporting_full_disk
-from pfms.storage.files import sha256_of, size_and_sha256, sync_within, tail_of, write_atomically
+from pfms.storage.files import size_and_sha256, tail_of
+from pfms.storage.inside import NotAFile
 from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
 
 _NO_ROOM = 1 << 20  # bytes: with less free, whatever the run could not write was larger
 
 
+_LOOK_AT_THE_PLUGIN = "Ask the operator of this server to look at the plugin that it runs."
+
+
 class Attempt:
-    """Call `prepare`, have an executor do the run, then call `judge`."""
+    """Call `prepare`, have an executor do the run, then call `settle`, then `judge`."""
 
     def __init__(
         self, settings: Settings, command: PluginCommand, workspace: Workspace, job: Job
@@ -28,6 +36,8 @@ class Attempt:
         self._workspace = workspace
         self._tree = workspace.job(job.id)
         self._job = job
+        self._belongings: Belongings | None = None
+        self._touched: str | None = None
 
     def prepare(self, device: str, executor: str) -> tuple[PluginRun, RunFacts]:
         """Clear what an earlier attempt left, write `command.sh`, and describe the run.
@@ -49,8 +59,9 @@ class Attempt:
         )
         with reporting_full_disk():
             self._tree.clear_run()
-            script = PLUGIN.command_script(run.argv, run.environment)
-            write_atomically(self._tree.command, script.encode(), mode=0o770)
+            script = PLUGIN.command_script(run.argv, run.environment).encode()
+            self._tree.write(self._tree.command, script, mode=0o770)
+        self._belongings = Belongings(self._tree, script)
         found = versions()
         is_ours = self._command.kind == "entry-point" and self._command.name == PLUGIN.name
         facts = RunFacts(
@@ -68,8 +79,9 @@ class Attempt:
     def _check_inputs(self) -> None:
         """Check that the weights still have the checksum that the job's record names."""
         try:
-            found = sha256_of(self._tree.model)
-            self._tree.volume.stat()
+            with self._tree.open(self._tree.model) as model:
+                found = size_and_sha256(model)[1]
+            self._tree.open(self._tree.volume).close()
         except FileNotFoundError:
             raise PluginFailed(
                 "The volume or the weights of this job are no longer in its folder.",
@@ -80,6 +92,11 @@ class Attempt:
                 "The weights in this job's folder are not those that it was accepted with.",
                 "Send the volume again, and tell the operator of this server about the change.",
             )
+
+    def settle(self) -> None:
+        """After a run, however it ended, put right what it did to the rest of its job's folder."""
+        if self._belongings is not None:
+            self._touched = self._belongings.put_right()
 
     def judge(self, plugin_exit: PluginExit) -> tuple[Segmentation, list[str]]:
         """Make the labels from the plugin's output and check them; also returns warnings.
@@ -93,30 +110,36 @@ class Attempt:
         onehot, logits = (tree.root / PLUGIN.outputs[kind] for kind in ("onehot", "logits"))
         files: dict[Resultant, Path] = {"labels": tree.segmentation, "onehot": onehot}
         with reporting_full_disk():
-            if tree.log.is_file():
-                sync_within(tree.root, [tree.log])
             disk_full = self._workspace.free_bytes() < _NO_ROOM
             verdict = PLUGIN.cause_of(
                 plugin_exit,
-                tail_of(tree.log),
-                onehot.is_file(),
+                self._end_of_log(),
+                self._is_there(onehot),
                 root=str(tree.root),
                 disk_full=disk_full,
             )
             if verdict.error is not None:
                 raise by_code(verdict.error)(verdict.detail)
-            tree.segmentation.parent.mkdir(exist_ok=True)
+            if self._touched is not None:
+                raise PluginFailed(f"The plugin {self._touched}.", _LOOK_AT_THE_PLUGIN)
+            tree.new_result()
             try:
-                found = labels.write_labels(onehot, tree.volume, tree.segmentation)
+                with (
+                    self._written(onehot) as result,
+                    tree.open(tree.volume) as volume,
+                    tree.writing(tree.segmentation) as target,
+                ):
+                    found = labels.write_labels(result, volume, target)
             except BadResult:
                 if disk_full:  # it may be cut off
                     raise DiskFull("The disk of the server was full when it was written.") from None
                 raise
             if self._job.logits:
-                labels.check_logits(logits)
+                with self._written(logits) as scores:
+                    labels.check_logits(scores)
                 files["logits"] = logits
-            sync_within(tree.root, files.values())
-        facts = {resultant: _facts(file) for resultant, file in files.items()}
+            tree.sync(*files.values())
+        facts = {resultant: self._facts(file) for resultant, file in files.items()}
         of_labels = facts.pop("labels")
         segmentation = Segmentation(
             sha256=of_labels.sha256,
@@ -128,8 +151,44 @@ class Attempt:
         )
         return segmentation, [verdict.warning] if verdict.warning else []
 
+    def _end_of_log(self) -> str:
+        """The end of the log, which is durable then; empty if there is none."""
+        tree = self._tree
+        try:
+            tree.sync(tree.log)
+            with tree.open(tree.log) as log:
+                return tail_of(log)
+        except FileNotFoundError:
+            return ""
 
-def _facts(path: Path) -> FileFacts:
-    with path.open("rb") as file:
-        size, sha256 = size_and_sha256(file)
-    return FileFacts(size=size, sha256=sha256)
+    def _is_there(self, file: Path) -> bool:
+        """Whether the plugin wrote a file, or left something else in its place."""
+        try:
+            self._tree.open(file).close()
+        except NotAFile:
+            return True
+        except FileNotFoundError:
+            return False
+        return True
+
+    @contextmanager
+    def _written(self, file: Path) -> Iterator[BufferedReader]:
+        """Open a file that the plugin wrote.
+
+        Raises:
+            BadResult: There is none, or something else: a link, a FIFO, another file's second name.
+        """
+        try:
+            opened = self._tree.open(file, alone=True)
+        except NotAFile as error:
+            why = f"{error.filename} {error.strerror}"
+            raise BadResult(f"The plugin's {file.name} cannot be used: {why}.") from None
+        except FileNotFoundError:
+            raise BadResult(f"The plugin did not write {file.name}.") from None
+        with opened:
+            yield opened
+
+    def _facts(self, file: Path) -> FileFacts:
+        with self._tree.open(file) as opened:
+            size, sha256 = size_and_sha256(opened)
+        return FileFacts(size=size, sha256=sha256)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pfms.jobs.job import JOB_ID, Job
 from pfms.storage.database import transaction
+from pfms.storage.inside import open_file
 from pfms.storage.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def parse_record(job_id: str, content: str | bytes) -> Job:
 def stamp_of(record: str | Path) -> str | None:
     """A stamp that changes when `job.json` is rewritten; None if there is no such file."""
     try:
-        status = os.stat(record)  # noqa: PTH116 (making 100,000 Paths is slow)
+        status = os.stat(record, follow_symlinks=False)  # noqa: PTH116 (making 100,000 Paths is slow)
     except OSError:
         return None
     if not stat.S_ISREG(status.st_mode):
@@ -63,7 +64,7 @@ def read_record(job_id: str, record: Path) -> tuple[Job, str]:
     if stamp is None:
         raise Unreadable("there is no such file")
     try:
-        with record.open("rb") as file:
+        with open_file(record.parent, record.name) as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise Unreadable(str(error.strerror)) from None
@@ -93,8 +94,12 @@ def catch_up(
     rows: dict[str, str | None] = dict(table.execute("SELECT id, stamp FROM jobs"))
     left_out: set[str] = set()
     changed = []
-    for name in _names(workspace.jobs):
-        if JOB_ID.fullmatch(name):
+    for name, is_link in _names(workspace.jobs):
+        if is_link:
+            log.warning("jobs/%s is a link and is left alone", name)
+            rows.pop(name, None)
+            left_out.add(name)
+        elif JOB_ID.fullmatch(name):
             stamp = stamp_of(f"{workspace.jobs}/{name}/job.json")
             if rows.pop(name, None) != stamp or stamp is None:
                 changed.append(name)
@@ -120,12 +125,12 @@ def catch_up(
     return left_out
 
 
-def _names(folder: Path) -> Iterator[str]:
-    """The names of everything in a folder except regular files."""
+def _names(folder: Path) -> Iterator[tuple[str, bool]]:
+    """The names of everything in a folder except regular files, and whether each is a link."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if not entry.is_file(follow_symlinks=False):
-                yield entry.name
+                yield entry.name, entry.is_symlink()
 
 
 def _warn_of_shared_keys(table: sqlite3.Connection) -> None:

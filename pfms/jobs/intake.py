@@ -31,7 +31,6 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.types import Resultant
 from pfms.settings import Settings
 from pfms.storage.disk import reporting_full_disk
-from pfms.storage.files import link_or_copy
 from pfms.storage.removal import discard
 from pfms.storage.room import Room
 from pfms.storage.upload import Upload, UploadWriter
@@ -314,6 +313,6 @@ def _link_inputs(source: JobTree, tree: JobTree) -> None:
     tree.lay_out()
     try:
         for file, target in ((source.volume, tree.volume), (source.model, tree.model)):
-            link_or_copy(file, target)
+            source.link_or_copy(file, target)
     except FileNotFoundError:
         raise Gone("The volume of this job was removed.", job=source.root.name) from None

@@ -151,6 +151,7 @@ class Runs:
                 self._executor.run(run, lambda told: self._on_progress(active, told, stages))
             )
             await asyncio.wait({active.plugin})
+            await asyncio.to_thread(attempt.settle)
         if active.plugin is None or active.plugin.cancelled():
             return self._stopped(active)
         plugin_exit = active.plugin.result()

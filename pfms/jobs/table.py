@@ -21,7 +21,6 @@ from pfms.jobs.folders import Unreadable, catch_up, parse_record, stamp_of
 from pfms.jobs.job import ENDED, Cause, Job, State
 from pfms.jobs.schema import prepare_tables
 from pfms.storage.database import Damaged, Database, transaction
-from pfms.storage.files import write_atomically
 from pfms.storage.workspace import JobTree, Workspace
 
 log = logging.getLogger(__name__)
@@ -122,7 +121,7 @@ class Records:
 
     def write_file(self, tree: JobTree, job: Job) -> None:
         """Write `job.json`."""
-        write_atomically(tree.record, (job.model_dump_json(indent=2) + "\n").encode())
+        tree.write(tree.record, (job.model_dump_json(indent=2) + "\n").encode())
 
     def write_row(self, job: Job) -> Event:
         """Write the row of a record that is already in its folder, with an event.

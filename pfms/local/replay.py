@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -20,7 +21,7 @@ from pfms.plugin.command import versions
 from pfms.plugin.types import PluginExit
 from pfms.processes.output import keeping_output
 from pfms.processes.run import run_in_group
-from pfms.storage.files import sha256_of, tail_of
+from pfms.storage.files import size_and_sha256, tail_of
 from pfms.storage.removal import discard
 from pfms.storage.workspace import JobTree
 from pfms.volumes.labels import LabelFacts, write_labels
@@ -102,7 +103,7 @@ def replay(
         CannotReplay: It is not such a folder, its job has no result, or its voxels are gone.
         KeyboardInterrupt: The rerun was interrupted; none of its processes is left.
     """
-    tree = JobTree(folder.absolute())
+    tree = JobTree(folder.resolve())
     job, recorded = _recorded(tree)
     rerun = tree.root / f"rerun-{utc_now():%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
     try:
@@ -142,7 +143,8 @@ def _recorded(tree: JobTree) -> tuple[Job, Segmentation]:
         CannotReplay: It cannot.
     """
     try:
-        job = Job.model_validate_json(tree.record.read_bytes())
+        with tree.open(tree.record) as record:
+            job = Job.model_validate_json(record.read())
     except OSError:
         raise CannotReplay(
             f"{tree.root} is not a job's folder: it has no job.json",
@@ -162,7 +164,7 @@ def _recorded(tree: JobTree) -> tuple[Job, Segmentation]:
     missing = [
         str(file.relative_to(tree.root))
         for file in (tree.command, tree.volume, tree.model)
-        if not file.is_file()
+        if not tree.has(file)
     ]
     if missing:
         purged = "its voxels were purged: " if job.purged_at else ""
@@ -192,30 +194,37 @@ def _judge(
     tree: JobTree, rerun: Path, plugin_exit: PluginExit
 ) -> tuple[LabelFacts | None, str | None]:
     """The labels of the rerun, or why there are none; as the service judges a run."""
-    onehot = rerun / PLUGIN.outputs["onehot"]
-    log = rerun / tree.log.name
-    tail = tail_of(log)
-    verdict = PLUGIN.cause_of(plugin_exit, tail, onehot.is_file(), root=str(tree.root))
+    made = JobTree(rerun)
+    onehot = made.root / PLUGIN.outputs["onehot"]
+    tail = ""
+    with suppress(FileNotFoundError), made.open(made.log) as log:
+        tail = tail_of(log)
+    verdict = PLUGIN.cause_of(plugin_exit, tail, made.has(onehot), root=str(tree.root))
     own = [line for line in tail.splitlines() if line.startswith("command.sh: ")]
     if plugin_exit.code and own:  # the script itself gave up, for example without a plugin
         return None, own[-1]
     try:
         if verdict.error is not None:
             raise by_code(verdict.error)(verdict.detail)
-        return write_labels(onehot, tree.volume, rerun / tree.segmentation.name), None
+        with (
+            made.open(onehot) as result,
+            tree.open(tree.volume) as volume,
+            made.writing(rerun / tree.segmentation.name) as labels,
+        ):
+            return write_labels(result, volume, labels), None
     except PfmsError as error:
         return None, f"{error.code}: {error.detail}"
 
 
 def _difference(tree: JobTree, rerun: Path) -> Difference | None:
     """Compare the rerun's labels with the recorded ones, if those are there and readable."""
-    if not tree.segmentation.is_file():
-        return None
     differing = common = marked = 0
     try:
         with (
-            NiftiReader(tree.segmentation) as then,
-            NiftiReader(rerun / tree.segmentation.name) as now,
+            tree.open(tree.segmentation) as old,
+            JobTree(rerun).open(rerun / tree.segmentation.name) as new,
+            NiftiReader(old) as then,
+            NiftiReader(new) as now,
         ):
             voxels = prod(then.shape)
             if then.shape != now.shape:
@@ -224,7 +233,7 @@ def _difference(tree: JobTree, rerun: Path) -> Difference | None:
                 differing += int(np.count_nonzero(one != other))
                 common += int(np.count_nonzero((one != 0) & (other != 0)))
                 marked += int(np.count_nonzero(one)) + int(np.count_nonzero(other))
-    except PfmsError:
+    except (PfmsError, FileNotFoundError):
         return None
     return Difference(differing, voxels, 2 * common / marked if marked else 1.0)
 
@@ -232,7 +241,8 @@ def _difference(tree: JobTree, rerun: Path) -> Difference | None:
 def _changed(tree: JobTree, job: Job) -> dict[str, tuple[str, str]]:
     """What can change the voxels and differs from the record."""
     now = versions()
-    now["weights"] = sha256_of(tree.model)
+    with tree.open(tree.model) as model:
+        now["weights"] = size_and_sha256(model)[1]
     then = {**job.versions, "weights": job.model.sha256}
     return {
         name: (then.get(name, "none"), now.get(name, "none"))

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pfms.aio import in_own_thread, to_the_end
+from pfms.storage.inside import open_or_make
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,9 @@ class BoundedLog:
         """Open the file to append to it.
 
         Raises:
-            OSError: It cannot be opened, or is a symbolic link.
+            OSError: It cannot be opened, or is no regular file of its own.
         """
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(path, flags, 0o660)
+        self._file = open_or_make(path.parent, path.name)
         self._size = os.lseek(self._file, 0, os.SEEK_END)
         self._most = most
         self._tail_begins = self._head = most // 2

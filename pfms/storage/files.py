@@ -1,17 +1,14 @@
 """Writes files so that they appear whole and durably, and checks them."""
 
-import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 
-# another file system; a file of another owner (protected_hardlinks); too many links; not supported
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP}
-
+from pfms.storage.inside import NO_LINK, writing
 
 # --- durability ------------------------------------------------------------------------------
 
@@ -45,16 +42,6 @@ def sync_tree(root: Path) -> None:
         sync_folder(Path(folder))
 
 
-def sync_within(root: Path, files: Iterable[Path]) -> None:
-    """Make `files` and their names durable: syncs every folder from theirs up to `root`."""
-    folders = set()
-    for file in files:
-        sync_file(file)
-        folders |= {each for each in file.parents if each.is_relative_to(root)}
-    for folder in sorted(folders, reverse=True):  # the innermost first
-        sync_folder(folder)
-
-
 def make_folder(folder: Path) -> None:
     """Make a folder durably, with any missing parents; an existing one is left as it is."""
     if folder.is_dir():
@@ -65,26 +52,18 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def writing_atomically(target: Path) -> Iterator[Path]:
-    """Give a path to write to; without an error, the file is renamed to `target` at the end.
+def writing_atomically(target: Path) -> Iterator[BufferedWriter]:
+    """Give a new file to write to; without an error, it is renamed to `target` at the end.
 
-    Its content and name are durable then. Only one writer at a time: the temporary name is fixed,
-    so that the next writer overwrites what a crash left.
+    Its content and name are durable then. Neither it nor its folder is reached by a link.
     """
-    part = target.with_name(f".{target.name}.part")
-    try:
+    with writing(target.parent, target.name) as part:
         yield part
-        sync_file(part)
-        part.replace(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o660) -> None:
     """Write `content` so that it appears whole and durably."""
-    with writing_atomically(path) as part, part.open("wb") as file:
+    with writing_atomically(path) as file:
         os.fchmod(file.fileno(), mode)
         file.write(content)
 
@@ -94,7 +73,7 @@ def link_or_copy(file: Path, target: Path) -> None:
     try:
         target.hardlink_to(file)
     except OSError as error:
-        if error.errno not in _NO_LINK:
+        if error.errno not in NO_LINK:
             raise
         shutil.copyfile(file, target)
 
@@ -127,11 +106,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tail_of(path: Path, size: int = 64 << 10) -> str:
-    """The last `size` bytes of a text file; empty if there is no such file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
+def tail_of(file: BufferedReader, size: int = 64 << 10) -> str:
+    """The last `size` bytes of a text file."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - size))
+    return file.read(size).decode(errors="replace")

@@ -11,23 +11,28 @@ from pathlib import Path
 
 _NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_NAMED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW  # needs no access to it
 _SECONDS = 5  # how long a folder that someone is still writing to is emptied again
 
 
-def discard(path: Path) -> None:
+def discard(path: str | Path, parent: int | None = None) -> None:
     """Remove a file or a folder, if it exists, whatever a program did to it.
 
     Links are removed, never followed. It may be of any depth, with names of any length: no path is
     longer than `path` and one name, and at most three descriptors are open.
 
+    Args:
+        path: What to remove.
+        parent: Descriptor of the folder that `path` is relative to.
+
     Raises:
         OSError: Something cannot be removed, and is still there.
     """
     try:
-        if not restore_access(path):
-            path.unlink()
+        if not restore_access(path, parent):
+            os.unlink(path, dir_fd=parent)
             return
-        top = os.open(path, _FOLDER)
+        top = os.open(path, _FOLDER, dir_fd=parent)
     except FileNotFoundError:
         return
     try:
@@ -35,7 +40,7 @@ def discard(path: Path) -> None:
         while True:
             _empty(top, until)
             try:
-                path.rmdir()
+                os.rmdir(path, dir_fd=parent)
                 return
             except OSError as error:
                 if error.errno not in _NOT_EMPTY or time.monotonic() > until:
@@ -61,8 +66,15 @@ def restore_access(path: str | Path, parent: int | None = None) -> bool:
     if not stat.S_ISDIR(mode):
         return False
     if ~mode & stat.S_IRWXU:
-        with suppress(PermissionError):  # it is another user's; our group may have access
-            os.chmod(path, stat.S_IMODE(mode) | stat.S_IRWXU, dir_fd=parent)
+        try:
+            fd = os.open(path, _NAMED, dir_fd=parent)
+        except NotADirectoryError:  # someone replaced it
+            return False
+        try:
+            with suppress(PermissionError):  # it is another user's; our group may have access
+                Path(f"/proc/self/fd/{fd}").chmod(stat.S_IMODE(mode) | stat.S_IRWXU)
+        finally:
+            os.close(fd)
     return True
 
 

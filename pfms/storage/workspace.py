@@ -8,13 +8,15 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
 from typing import IO, Any
 
 from pfms.errors import StartError
+from pfms.storage import inside
 from pfms.storage.files import make_folder, sync_folder, sync_tree, write_atomically
 from pfms.storage.removal import discard, restore_access
 
@@ -69,19 +71,73 @@ class JobTree:
         """Make the folders that a job has before it runs."""
         self.volume.parent.mkdir(parents=True)
 
+    # --- reading and writing ---------------------------------------------------------------
+    # The plugin could write anything into the folder: nothing in it is reached by a link.
+
+    def open(self, file: Path, *, alone: bool = False) -> BufferedReader:
+        """Open one of the folder's files.
+
+        Args:
+            file: Below `root`.
+            alone: Refuse a hard link to another file.
+
+        Raises:
+            NotAFile: It is a link, a FIFO, a folder or the like, or may not be read.
+            FileNotFoundError: There is no such file.
+        """
+        return inside.open_file(self.root, file.relative_to(self.root), alone=alone)
+
+    def has(self, file: Path) -> bool:
+        """Whether there is such a file, and `open` could open it."""
+        return inside.is_file(self.root, file.relative_to(self.root))
+
+    def writing(self, file: Path) -> AbstractContextManager[BufferedWriter]:
+        """Give a new file to write to, as `inside.writing`."""
+        return inside.writing(self.root, file.relative_to(self.root))
+
+    def write(self, file: Path, content: bytes, mode: int = 0o660) -> None:
+        """Write one of the folder's files, so that it appears whole and durably."""
+        with self.writing(file) as part:
+            os.fchmod(part.fileno(), mode)
+            part.write(content)
+
+    def link_or_copy(self, file: Path, target: Path) -> None:
+        """Make `target` a hard link to one of the folder's files, or a copy, as `inside`."""
+        inside.link_or_copy(self.root, file.relative_to(self.root), target)
+
+    def sync(self, *files: Path) -> None:
+        """Make files and their names durable."""
+        inside.sync(self.root, [file.relative_to(self.root) for file in files])
+
+    # --- removing --------------------------------------------------------------------------
+
+    def restore_access(self) -> None:
+        """Restore our access to the folder itself, of which a program may have taken some away."""
+        restore_access(self.root)
+
+    def discard(self, file: Path) -> None:
+        """Remove what is in the place of a file in `root`, whatever it is."""
+        with self._opened() as folder:
+            discard(file.name, folder)
+
     def clear_run(self) -> None:
         """Remove what an earlier attempt left and make an empty outputdir.
 
         Raises:
             OSError: Something cannot be removed, and could be mistaken for the next run's output.
         """
-        self._clear(self.output, self.segmentation.parent, self.log)
-        self.output.mkdir()
+        with self._opened() as folder:
+            left = [name for name in _names_in(folder) if inside.is_part_name(name)]
+            for name in (self.output.name, self.segmentation.parent.name, self.log.name, *left):
+                discard(name, folder)
+            os.mkdir(self.output.name, dir_fd=folder)
 
     def clear_output(self) -> None:
         """Free the space of what a run wrote, as far as possible; its log stays."""
         try:
-            self._clear(self.output, self.segmentation.parent)
+            with self._opened() as folder:
+                for name in (self.output.name, self.segmentation.parent.name):
+                    discard(name, folder)
         except OSError as error:
             log.warning("job %s: some output cannot be removed: %s", self.root.name, error)
 
@@ -91,17 +147,33 @@ class JobTree:
         Raises:
             OSError: Something cannot be removed.
         """
-        if not self.root.is_dir():
-            return
-        restore_access(self.root)
-        kept = {self.command, self.log, self.record}
-        self._clear(*(path for path in self.root.iterdir() if path not in kept))
-        sync_folder(self.root)
+        kept = {self.command.name, self.log.name, self.record.name}
+        with suppress(FileNotFoundError), self._opened() as folder:
+            for name in _names_in(folder):
+                if name not in kept:
+                    discard(name, folder)
+            os.fsync(folder)
 
-    def _clear(self, *paths: Path) -> None:
+    def new_result(self) -> None:
+        """Make an empty folder for the labels, whatever is in its place.
+
+        Raises:
+            OSError: Something cannot be removed.
+        """
+        with self._opened() as folder:
+            discard(self.segmentation.parent.name, folder)
+            os.mkdir(self.segmentation.parent.name, dir_fd=folder)
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """The folder's descriptor, with our access to it restored."""
         restore_access(self.root)
-        for path in paths:
-            discard(path)
+        with inside.opened_folder(self.root) as folder:
+            yield folder
+
+
+def _names_in(folder: int) -> list[str]:
+    return os.listdir(folder)
 
 
 class Workspace:
@@ -161,6 +233,8 @@ class Workspace:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         self._lock = lock
+        for half in self.root.glob(".state.json.*.part"):
+            half.unlink()
         for left in self.uploads.iterdir():
             if not _UPLOAD_NAME.fullmatch(left.name):
                 log.warning("%s does not belong to pfms and is left alone", left)
@@ -202,7 +276,9 @@ class Workspace:
 
     def job_ids(self) -> list[str]:
         """The names of the folders under `jobs/`, oldest first."""
-        return sorted(entry.name for entry in os.scandir(self.jobs) if entry.is_dir())
+        return sorted(
+            entry.name for entry in os.scandir(self.jobs) if entry.is_dir(follow_symlinks=False)
+        )
 
     def publish(self, prepared: JobTree, job_id: str) -> JobTree:
         """Move a complete tree from `uploads/` to its place, durably."""
@@ -261,4 +337,5 @@ class Workspace:
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Keep `state` across restarts."""
-        write_atomically(self.root / "state.json", json.dumps(state, indent=2).encode())
+        folder = self.root.resolve()  # the workspace itself may be a link
+        write_atomically(folder / "state.json", json.dumps(state, indent=2).encode())

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from io import BufferedReader, BufferedWriter
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pfms.plugin.types import Floats
 from pfms.storage.files import writing_atomically
 from pfms.volumes.geometry import header_affine, loaded_affine, same, voxel_millilitres
 from pfms.volumes.place import pixdim_of_upload
-from pfms.volumes.reader import GzipWriter, NiftiReader
+from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
 
 _LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL
 _GEOMETRY = (
@@ -42,7 +43,9 @@ class LabelFacts:
     voxels_sha256: str
 
 
-def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
+def write_labels(
+    onehot: Path | BufferedReader, volume: Path | BufferedReader, target: Path | BufferedWriter
+) -> LabelFacts:
     """Write the plugin's segmentation as labels: uint8, 0 background and 1 spleen.
 
     The labels have the grid of the upload (shape, pixdim, sform, qform, codes, units and version of
@@ -53,7 +56,7 @@ def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
     Args:
         onehot: The plugin's `*_seg.nii.gz`: (x, y, z, 2), one-hot, background first.
         volume: What the plugin got, as `admit.admit_volume` left it.
-        target: Ends in `.nii.gz`; appears once complete.
+        target: Ends in `.nii.gz`; a path appears once the labels are complete.
 
     Raises:
         BadResult: The segmentation is missing or not readable, does not lie where the volume does,
@@ -72,13 +75,14 @@ def write_labels(onehot: Path, volume: Path, target: Path) -> LabelFacts:
         found = header_affine(result.header)
         if not (same(found, affine) or same(found, loaded)):
             raise BadResult("The affine of the plugin's segmentation is not that of the volume.")
-        with writing_atomically(target) as part, GzipWriter(part) as labels:
+        opened = writing_atomically(target) if isinstance(target, Path) else nullcontext(target)
+        with opened as part, GzipWriter(part) as labels:
             labels.write(_label_header(header, grid, pixdim).binaryblock + bytes(4))
             spleen, checksum = _decode(result, labels.write)
     return LabelFacts(spleen, spleen * voxel_millilitres(affine), checksum)
 
 
-def labels_checksum(onehot: Path) -> str:
+def labels_checksum(onehot: Path | BufferedReader) -> str:
     """Return the `voxels_sha256` of the labels that `write_labels` would write.
 
     Raises:
@@ -93,7 +97,7 @@ def labels_checksum(onehot: Path) -> str:
         return _decode(result)[1]
 
 
-def check_logits(path: Path) -> None:
+def check_logits(logits: Path | BufferedReader) -> None:
     """Check that the plugin's `output.nii.gz` is whole and all its numbers are finite.
 
     It may be empty: the plugin crops a volume that is all air to nothing.
@@ -101,7 +105,7 @@ def check_logits(path: Path) -> None:
     Raises:
         BadResult: It is not whole, or a number is not finite.
     """
-    with _result(path) as result:
+    with _result(logits) as result:
         for values in result.values(prod(result.shape)):
             if not np.isfinite([values.min(), values.max()]).all():
                 raise BadResult("The plugin's logits are not all finite.")
@@ -109,15 +113,18 @@ def check_logits(path: Path) -> None:
 
 
 @contextmanager
-def _result(path: Path) -> Iterator[NiftiReader]:
+def _result(source: Path | BufferedReader) -> Iterator[NiftiReader]:
     """Open a file that the plugin wrote; anything wrong with it is a `BadResult`."""
+    name = Path(source.name).name
     try:
-        with NiftiReader(path) as reader:
+        with NiftiReader(source) as reader:
+            if reader.file_size > reader.size + reader.size // 64 + 2 * TAIL:
+                raise BadResult(f"The plugin's {name} is far larger than its header says.")
             yield reader
     except FileNotFoundError as error:
-        raise BadResult(f"The plugin did not write {path.name}.") from error
+        raise BadResult(f"The plugin did not write {name}.") from error
     except RequestError as error:
-        raise BadResult(f"The plugin's {path.name} cannot be used: {error.detail}") from error
+        raise BadResult(f"The plugin's {name} cannot be used: {error.detail}") from error
 
 
 def _label_header(

@@ -5,7 +5,7 @@ the same scale. For an oblique volume, the stored slices nearest to these planes
 """
 
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class _Panel:
     height: float
 
 
-def preview_png(volume: Path, labels: Path) -> bytes:
+def preview_png(volume: Path | BufferedReader, labels: Path | BufferedReader) -> bytes:
     """Draw the labels on the volume: axial, coronal and sagittal, through the middle of the spleen.
 
     Both files are read in pieces: no more than three slices are held at a time.

@@ -5,8 +5,10 @@ thread that reads a volume does not hold up others.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from io import BufferedReader, BufferedWriter
 from math import isfinite, prod
 from pathlib import Path
 from typing import Any, Self
@@ -66,6 +68,7 @@ class NiftiReader:
 
     Attributes:
         gzipped: Whether the file is a gzip stream.
+        file_size: Bytes of the file as it is, gzipped or not.
         version: 1 or 2.
         header: The header as nibabel reads it, with nibabel's own corrections.
         stored: The header as it is in the file.
@@ -78,8 +81,11 @@ class NiftiReader:
         intercept: See `slope`; 0.0 if the header has no scaling.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, source: Path | BufferedReader) -> None:
         """Open the file and read its header.
+
+        Args:
+            source: Its path, or the opened file, which is read from its start and stays open.
 
         Raises:
             NotANifti: It is something else.
@@ -87,7 +93,12 @@ class NiftiReader:
             UnsupportedNifti: Its voxels are not real numbers, or its header contradicts itself.
         """
         with ExitStack() as opened:
-            file = opened.enter_context(path.open("rb"))
+            if isinstance(source, Path):
+                file = opened.enter_context(source.open("rb"))
+            else:
+                file = source
+                file.seek(0)
+            self.file_size = os.fstat(file.fileno()).st_size
             self.gzipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
             self._stream = GzipStream(file) if self.gzipped else file
@@ -257,20 +268,19 @@ class NiftiReader:
 
 
 class GzipWriter:
-    """Writes a gzip file that holds neither a name nor a time, so equal bytes give equal files."""
+    """Writes a gzip stream that holds neither a name nor a time: equal bytes give equal files."""
 
-    def __init__(self, path: Path) -> None:
-        """Create the file."""
-        self._file = path.open("wb")
+    def __init__(self, file: BufferedWriter) -> None:
+        """Write to `file`, which stays open."""
+        self._file = file
         self._deflate = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP_WITH_HEADER)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        with self._file:
-            if kind is None:
-                self._file.write(self._deflate.flush())
+        if kind is None:
+            self._file.write(self._deflate.flush())
 
     def write(self, data: bytes | NDArray[Any]) -> None:
         """Compress and write."""
