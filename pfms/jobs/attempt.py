@@ -118,10 +118,10 @@ class Attempt:
                 root=str(tree.root),
                 disk_full=disk_full,
             )
+            if self._touched is not None and verdict.error in (None, BadResult.code):
+                raise PluginFailed(f"The plugin {self._touched}.", _LOOK_AT_THE_PLUGIN)
             if verdict.error is not None:
                 raise by_code(verdict.error)(verdict.detail)
-            if self._touched is not None:
-                raise PluginFailed(f"The plugin {self._touched}.", _LOOK_AT_THE_PLUGIN)
             tree.new_result()
             try:
                 with (

@@ -37,8 +37,10 @@ class Belongings:
         try:
             self._tree.restore_access()
             did = [*self._log(), *self._record(), *self._command(), *self._input()]
-        except FileNotFoundError:  # the whole folder is gone, or a link is in its place
-            did = ["removed the folder of its job"]
+        except NotAFile:
+            did = ["replaced its job's folder"]
+        except FileNotFoundError:
+            did = ["removed its job's folder"]
         except OSError as error:
             logger.warning(
                 "job %s: its folder cannot be put right: %s", self._tree.root.name, error

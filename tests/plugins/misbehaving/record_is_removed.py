@@ -1,0 +1,5 @@
+"""Removes the job's record."""
+
+from places import RECORD, segment_without
+
+segment_without(RECORD)
