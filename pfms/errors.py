@@ -257,6 +257,14 @@ class QueueFull(NotNow):
     remedy = "Try again after the time that Retry-After gives."
 
 
+class TooManyRequests(NotNow):
+    """The caller holds as many jobs, uploads or bytes as it may."""
+
+    code = "too-many-requests"
+    title = "This caller holds as much as it may"
+    remedy = "Try again after the time that Retry-After gives."
+
+
 class DiskFull(NotNow):
     """There is no room for another upload, or the disk filled up in the meantime."""
 

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     jobs_per_device: int = Field(1, ge=1)
 
     queue_limit: int = Field(1000, ge=1)
+    max_jobs_per_caller: int = Field(0, ge=0)
+    max_uploads_per_caller: int = Field(0, ge=0)
+    max_bytes_per_caller: ByteSize = Field(ByteSize(0), ge=0)
     job_timeout_seconds: float = Field(1800, gt=0)
     grace_seconds: float = Field(2, ge=0)
     drain_seconds: float = Field(30, ge=0)
@@ -117,14 +120,27 @@ class Settings(BaseSettings):
         return names
 
     @field_validator(
-        "max_log_bytes", "max_upload_bytes", "max_volume_bytes", "min_free_bytes", mode="before"
+        "max_bytes_per_caller",
+        "max_log_bytes",
+        "max_upload_bytes",
+        "max_volume_bytes",
+        "min_free_bytes",
+        mode="before",
     )
     @classmethod
     def _one_number_and_unit(cls, value: object) -> object:
-        # ByteSize ignores trailing text: it would read 2,5GiB as 2 bytes.
-        if isinstance(value, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", value):
-            raise ValueError("write a size as 2GiB, 500MB, or a number of bytes")
-        return value
+        return number_and_unit(value)
+
+
+def number_and_unit(value: object) -> object:
+    """Check the form of a size before ByteSize reads it, which would take 2,5GiB for 2 bytes.
+
+    Raises:
+        ValueError: It is neither a number nor a number and a unit.
+    """
+    if isinstance(value, str) and not re.fullmatch(r"\s*\d*\.?\d+\s*[A-Za-z]*\s*", value):
+        raise ValueError("write a size as 2GiB, 500MB, or a number of bytes")
+    return value
 
 
 def _name_or_pattern(text: str) -> str:

@@ -62,6 +62,7 @@ PURE = (
     "volumes.not_nifti",
     "volumes.sniff",
     "access.caller",
+    "access.limits",
 )
 TOUCHES = {"os", "shutil", "subprocess", "socket", "asyncio", "tempfile", "glob", "io", "psutil"}
 

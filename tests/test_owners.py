@@ -201,6 +201,7 @@ def test_the_table_of_the_version_before_gets_an_owner_for_each_row(
     records.close()
     table = sqlite3.connect(workspace.root / "pfms.db")
     table.executescript(
+        "DROP INDEX jobs_by_bytes; ALTER TABLE jobs DROP COLUMN bytes;"
         "DROP INDEX jobs_by_owner; DROP INDEX jobs_by_key; ALTER TABLE jobs DROP COLUMN owner;"
         "CREATE INDEX jobs_by_key ON jobs (idempotency_key) WHERE idempotency_key IS NOT NULL;"
         "PRAGMA user_version = 1;"

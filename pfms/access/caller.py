@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from pfms.access.limits import AS_IN_SETTINGS, Limits
+
 Scope = Literal["infer", "models", "admin"]
 SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 
@@ -14,10 +16,12 @@ class Caller:
     Attributes:
         name: Of the token; None where the server asks nobody who they are.
         scopes: What the caller may do.
+        limits: What the caller may hold, where that differs from the settings.
     """
 
     name: str | None
     scopes: frozenset[Scope]
+    limits: Limits = AS_IN_SETTINGS
 
     def may(self, scope: Scope) -> bool:
         """Whether a call that needs `scope` is allowed; `admin` includes the others."""

@@ -246,6 +246,6 @@ async def rerun_job(
     resultant: Resultant | None = None,
 ) -> JobView:
     """Start a new job with the same volume, weights and options."""
-    new = await service.intake.rerun(job, resultant, caller.name)
+    new = await service.intake.rerun(job, resultant, caller)
     response.headers.update({**job_headers(new), "Location": job_location(request, new)})
     return JobView.of(await service.archive.status(new.id))

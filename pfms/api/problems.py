@@ -48,6 +48,7 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.ResultantNotMade: 409,
     errors.Gone: 410,
     errors.QueueFull: 503,
+    errors.TooManyRequests: 429,
     errors.DiskFull: 507,
     errors.NotReady: 503,
     errors.NoDevice: 503,
@@ -61,7 +62,7 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.Cancelled: 409,
 }
 _CLIENT_LEFT = 499  # nginx's status for it
-_RETRY_SECONDS = 30  # for a 503 that has no estimate of its own
+_RETRY_SECONDS = 30  # for a 429 or 503 that has no estimate of its own
 
 
 class NotFound(errors.RequestError):
@@ -121,7 +122,7 @@ def problem(
     headers = dict(headers or {})
     if error.job:
         headers["X-Pfms-Job"] = error.job
-    if status == 503:
+    if status in (429, 503):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after or _RETRY_SECONDS)))
     if status == 415:
         headers["Accept-Encoding"] = "identity"

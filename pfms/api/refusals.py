@@ -13,9 +13,10 @@ UPLOAD = (
     errors.UnsupportedCoding,
     errors.RequestTimeout,
     errors.TooLarge,
+    errors.TooManyRequests,
 )
 VOLUME = (errors.NotANifti, errors.TruncatedNifti, errors.UnsupportedNifti)
-QUEUE = (errors.QueueFull, errors.NoDevice)
+QUEUE = (errors.QueueFull, errors.NoDevice, errors.TooManyRequests)
 RUN = tuple(errors.leaves(errors.RunFailed))
 RESULT = (
     errors.JobNotFinished,

@@ -43,11 +43,13 @@ _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
     openapi_extra=OPENAPI_BODY,
     responses=responses(*MODEL_IN_QUERY, *UPLOAD, errors.NotAModel),
 )
-async def upload_model(request: Request, service: ServiceDep, modelID: ModelID) -> ModelStored:
+async def upload_model(
+    request: Request, service: ServiceDep, caller: CallerDep, modelID: ModelID
+) -> ModelStored:
     """Store weights (a `.pth`) under a model ID, replacing any model with that ID."""
     model_id = valid_model_id(modelID)
     boundary = check_body(request, service.settings.max_upload_bytes)
-    async with service.intake.receiving("model", announced_size(request)) as writer:
+    async with service.intake.receiving("model", announced_size(request), caller) as writer:
         upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         model = await service.add_model(model_id, upload)
     return ModelStored(
@@ -135,9 +137,10 @@ async def infer(
     asked = InferenceRequest(
         model_id, resultant, held=blocks and key is None, key=key, owner=caller.name
     )
+    size = announced_size(request)
     async with (
-        service.intake.place(owner=caller.name, model_id=model_id, key=key) as place,
-        service.intake.receiving("volume", announced_size(request)) as writer,
+        service.intake.place(caller, size, model_id=model_id, key=key) as place,
+        service.intake.receiving("volume", size, caller) as writer,
     ):
         upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         job = await service.intake.submit(upload, asked, place)

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from pfms.access.caller import Caller
 from pfms.aio import in_thread, to_the_end
 from pfms.clock import iso, utc_now
 from pfms.errors import (
@@ -16,10 +17,10 @@ from pfms.errors import (
     IdempotencyMismatch,
     NoDevice,
     NotReady,
-    QueueFull,
     RequestError,
 )
 from pfms.executors.base import Executor
+from pfms.jobs.allowances import Allowances, Place
 from pfms.jobs.holds import Holds
 from pfms.jobs.job import Job, ModelUsed, PluginUsed, VolumeSent
 from pfms.jobs.journal import Journal
@@ -59,36 +60,6 @@ class InferenceRequest:
     owner: str | None = None
 
 
-class Place:
-    """A place in the queue, reserved for a job that is still being received."""
-
-    def __init__(self, runs: Runs, limit: int, owner: str | None) -> None:
-        self._runs = runs
-        self._limit = limit
-        self._owner = owner
-        self._reserved = False
-
-    def reserve(self) -> None:
-        """Reserve one, unless this was done already.
-
-        Raises:
-            QueueFull: Too many jobs are waiting.
-        """
-        queue = self._runs.queue
-        if not self._reserved and not queue.reserve(self._limit, self._owner):
-            raise QueueFull(
-                f"{len(queue)} jobs are already waiting.",
-                retry_after=self._runs.seconds_until_room(),
-            )
-        self._reserved = True
-
-    def release(self) -> None:
-        """End the reservation: the job is in the queue now, or never will be."""
-        if self._reserved:
-            self._runs.queue.unreserve(self._owner)
-            self._reserved = False
-
-
 class Intake:
     """Takes in volumes and makes jobs of them."""
 
@@ -115,6 +86,7 @@ class Intake:
         self.room = Room(workspace.free_bytes, settings.min_free_bytes)
         self._key_locks: WeakValueDictionary[_OwnedKey, asyncio.Lock] = WeakValueDictionary()
         self._admission_slots = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
+        self._allowances = Allowances(settings, journal, runs)
         self._limits = admit.VolumeLimits(
             max_volume_bytes=settings.max_volume_bytes, max_grid_voxels=settings.max_grid_voxels
         )
@@ -122,49 +94,60 @@ class Intake:
     # --- before the body is read -----------------------------------------------------------
 
     @asynccontextmanager
-    async def receiving(self, kind: UploadKind, size: int | None) -> AsyncIterator[UploadWriter]:
+    async def receiving(
+        self, kind: UploadKind, size: int | None, caller: Caller
+    ) -> AsyncIterator[UploadWriter]:
         """Receive an upload under a temporary name; it is removed afterwards unless it was moved.
 
         Args:
             kind: What is received, for the metrics.
             size: Bytes that the request announces, for which room is reserved. None if it does not
                 announce any.
+            caller: Whose upload it is.
 
         Raises:
             NotReady: The server is draining.
+            TooManyRequests: The caller has as many uploads as it may have.
             DiskFull: There is not enough room.
         """
         self._check_not_draining()
-        async with self.room.reserve(size or 0) as reservation:
-            path, limit = self._workspace.new_upload(), self._settings.max_upload_bytes
-            async with UploadWriter(path, limit, reservation) as writer:
-                try:
-                    yield writer
-                finally:
-                    self._metrics.uploaded(kind, writer.size)
+        with self._allowances.uploading(caller):
+            async with self.room.reserve(size or 0) as reservation:
+                path, limit = self._workspace.new_upload(), self._settings.max_upload_bytes
+                async with UploadWriter(path, limit, reservation) as writer:
+                    try:
+                        yield writer
+                    finally:
+                        self._metrics.uploaded(kind, writer.size)
 
     @asynccontextmanager
     async def place(
-        self, *, owner: str | None, model_id: str | None = None, key: str | None = None
+        self,
+        caller: Caller,
+        size: int | None,
+        *,
+        model_id: str | None = None,
+        key: str | None = None,
     ) -> AsyncIterator[Place]:
-        """Reserve a place in the queue while a volume is received, so that the limit is exact.
+        """Reserve a place while a volume of `size` bytes is received, so that limits are exact.
 
-        A repeated request, whose `key` already belongs to a job of `owner`, gets that job and needs
-        no place, unless the job gives up its key meanwhile: `submit` looks again.
+        A repeated request, whose `key` already belongs to a job of the caller, gets that job and
+        needs no place, unless the job gives up its key meanwhile: `submit` looks again.
 
         Raises:
             NotReady: The server is draining.
             DiskFull: Too little room is left.
             ModelNotFound: `model_id` is given, and there is no such model.
             NoDevice: None of the chosen devices is available.
+            TooManyRequests: The caller holds as much as it may.
             QueueFull: Too many jobs are waiting.
         """
         self._check_not_draining()
-        place = Place(self._runs, self._settings.queue_limit, owner)
+        place = Place(self._allowances, self._runs, self._settings.queue_limit, caller)
         try:
-            if key is None or await self._journal.call(self._records.by_key, key, owner) is None:
+            if key is None or not await self._journal.call(self._records.by_key, key, caller.name):
                 await self._check_can_run(model_id)
-                place.reserve()
+                await place.reserve(size or 1)  # if it is unknown, only what is already too much
             yield place
         finally:
             place.release()
@@ -212,7 +195,7 @@ class Intake:
     async def _new_job(
         self, upload: Upload, request: InferenceRequest, fingerprint: str | None, place: Place
     ) -> Job:
-        place.reserve()
+        await place.reserve(upload.size)
         created = utc_now()
         async with self._unpublished_tree() as tree, self._admission_slots:
             try:
@@ -255,18 +238,19 @@ class Intake:
         PLUGIN.check_can_make(request.resultant, facts.shape)
         return model, facts
 
-    async def rerun(self, old: Job, resultant: Resultant | None, owner: str | None) -> Job:
-        """Make a new job of `owner` with the volume, weights and options of an ended one.
+    async def rerun(self, old: Job, resultant: Resultant | None, caller: Caller) -> Job:
+        """Make a new job of `caller` with the volume, weights and options of an ended one.
 
         Raises:
             Gone: Its voxels were purged.
             UnsupportedNifti: `resultant` cannot be made from this volume.
-            NotNow: The queue or the disk is full, or no chosen device is available.
+            NotNow: The queue or the disk is full, no chosen device is available, or the caller
+                holds as much as it may.
         """
         wanted = resultant or old.resultant
         PLUGIN.check_can_make(wanted, old.volume.shape)
         created = utc_now()
-        async with self.place(owner=owner) as place, self._unpublished_tree() as tree:
+        async with self.place(caller, old.volume.size) as place, self._unpublished_tree() as tree:
             async with self._holds.reading(old.id):
                 await in_thread(_link_inputs, self._workspace.job(old.id), tree)
             job = Job(
@@ -277,7 +261,7 @@ class Intake:
                 volume=old.volume,
                 resultant=wanted,
                 rerun_of=old.id,
-                owner=owner,
+                owner=caller.name,
                 warnings=old.volume.warnings,
             )
             return await self._publish(tree, job, place)

@@ -209,6 +209,15 @@ class Job(Record):
         """Whether the run makes the logits too."""
         return self.resultant == "logits"
 
+    @property
+    def bytes_kept(self) -> int:
+        """What it counts towards its owner's limit: volume as sent and results, until a purge."""
+        if self.purged_at is not None:
+            return 0
+        results = self.segmentation
+        sizes = [results.size, *(each.size for each in results.files.values())] if results else []
+        return self.volume.size + sum(sizes)
+
     # --- the steps that a job takes -----------------------------------------------------------
 
     def asked_to_cancel(self) -> "Job":

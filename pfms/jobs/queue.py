@@ -29,7 +29,7 @@ class JobQueue:
         self.per_device = per_device
         self._waiting: dict[Owner, dict[str, None]] = {}  # the jobs of each owner that has any
         self._put_back: dict[str, Owner] = {}
-        self._running: dict[str, Slot] = {}
+        self._running: dict[str, tuple[Slot, Owner]] = {}
         self._reserved: Counter[Owner] = Counter()
         self._turns = 0
         self._last_turn: dict[Owner, int] = {}
@@ -49,8 +49,7 @@ class JobQueue:
             owner: Whose job it is. An owner with no job in a queue that others have filled gets
                 one place all the same.
         """
-        busy = set(self._running.values())
-        free = sum(slot not in busy for slot in self._slots)
+        free = sum(1 for _ in self._free_slots())
         has_any = (
             owner in self._waiting or owner in self._put_back.values() or self._reserved[owner] > 0
         )
@@ -91,12 +90,11 @@ class JobQueue:
 
     def take(self) -> tuple[str, Slot] | None:
         """Give the next job a free slot; None if no job waits or no slot is free."""
-        busy = set(self._running.values())
-        slot = next((slot for slot in self._slots if slot not in busy), None)
+        slot = next(self._free_slots(), None)
         if slot is None or not len(self):
             return None
         if self._put_back:
-            job_id = next(iter(self._put_back))
+            job_id, owner = next(iter(self._put_back.items()))
             del self._put_back[job_id]
         else:
             owner = min(self._waiting, key=self._turn_of)
@@ -104,11 +102,15 @@ class JobQueue:
             self._remove(owner, job_id)
             self._turns += 1
             self._last_turn[owner] = self._turns
-        self._running[job_id] = slot
+        self._running[job_id] = (slot, owner)
         return job_id, slot
 
     def _turn_of(self, owner: Owner) -> int:
         return self._last_turn.get(owner, 0)
+
+    def _free_slots(self) -> Iterator[Slot]:
+        busy = {slot for slot, _ in self._running.values()}
+        return (slot for slot in self._slots if slot not in busy)
 
     def release(self, job_id: str) -> None:
         """Free the slot of a job that has ended."""
@@ -123,7 +125,13 @@ class JobQueue:
     @property
     def running(self) -> dict[str, Slot]:
         """The running jobs and their slots."""
-        return dict(self._running)
+        return {job_id: slot for job_id, (slot, _) in self._running.items()}
+
+    def held(self, owner: Owner) -> int:
+        """How many jobs of an owner wait, run, or are still being received."""
+        running = sum(its == owner for _, its in self._running.values())
+        put_back = sum(its == owner for its in self._put_back.values())
+        return running + put_back + len(self._waiting.get(owner, ())) + self._reserved[owner]
 
     def __len__(self) -> int:
         return len(self._put_back) + sum(map(len, self._waiting.values()))

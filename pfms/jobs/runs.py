@@ -357,17 +357,34 @@ class Runs:
         """How soon one of the waiting jobs will have left the queue."""
         return next(iter(self._starts(self.queue.waiting)), 0.0)
 
+    def seconds_until_one_ends(self, owner: str | None) -> float:
+        """How soon one of an owner's jobs is expected to end."""
+        places, seconds = self.places(), self._expected_seconds()
+        ends = [
+            places[job_id][1] + seconds(active) if job_id in places else self._left(active, seconds)
+            for job_id, active in self.active.items()
+            if active.job.owner == owner
+        ]
+        return min(ends, default=_DEFAULT_RUN_SECONDS)  # else they are still being received
+
     def _starts(self, waiting: list[str]) -> list[float]:
-        now = time.monotonic()
+        seconds = self._expected_seconds()
+        running = [self.active[job_id] for job_id in self.queue.running if job_id in self.active]
+        remaining = [self._left(active, seconds) for active in running]
+        durations = [seconds(self.active[job_id]) for job_id in waiting]
+        return estimate_starts(self.queue.slot_count, remaining, durations)
+
+    def _left(self, active: Active, seconds: Callable[[Active], float]) -> float:
+        return max(0.0, seconds(active) - (time.monotonic() - active.started))
+
+    def _expected_seconds(self) -> Callable[[Active], float]:
+        """How long the runs of jobs are expected to take, computed once for each model."""
         known: dict[str, float] = {}
 
-        def seconds(job_id: str) -> float:
-            model_id = self.active[job_id].job.model.modelID
+        def seconds(active: Active) -> float:
+            model_id = active.job.model.modelID
             if model_id not in known:
                 known[model_id] = self.estimates.expected(model_id) or _DEFAULT_RUN_SECONDS
             return known[model_id]
 
-        running = [job_id for job_id in self.queue.running if job_id in self.active]
-        remaining = [max(0.0, seconds(i) - (now - self.active[i].started)) for i in running]
-        durations = [seconds(job_id) for job_id in waiting]
-        return estimate_starts(self.queue.slot_count, remaining, durations)
+        return seconds

@@ -51,6 +51,16 @@ _OWNERS = (
     "DROP INDEX jobs_by_key",
     "CREATE INDEX jobs_by_key ON jobs (owner, idempotency_key) WHERE idempotency_key IS NOT NULL",
 )
+_BYTES = (
+    "ALTER TABLE jobs ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0",
+    """UPDATE jobs SET bytes = json_extract(record, '$.volume.size')
+        + coalesce(json_extract(record, '$.segmentation.size'), 0)
+        + (SELECT coalesce(sum(json_extract(value, '$.size')), 0)
+            FROM json_each(record, '$.segmentation.files'))
+        WHERE purged_at IS NULL AND json_valid(record)
+            AND json_type(record, '$.volume.size') = 'integer'""",
+    "CREATE INDEX jobs_by_bytes ON jobs (owner, bytes) WHERE bytes > 0",
+)
 
 
 def prepare_tables(connection: sqlite3.Connection) -> None:
@@ -83,4 +93,9 @@ def _to_version_2(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-_STEPS = (_to_version_1, _to_version_2)  # the n-th makes version n of the one before
+def _to_version_3(connection: sqlite3.Connection) -> None:
+    for statement in _BYTES:
+        connection.execute(statement)
+
+
+_STEPS = (_to_version_1, _to_version_2, _to_version_3)  # the n-th makes version n of the one before

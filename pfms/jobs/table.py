@@ -161,8 +161,9 @@ class Records:
                 job.model_dump_json(),
                 stamp,
                 job.owner,
+                job.bytes_kept,
             )
-            query = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            query = "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
             table.execute(query, row)
         elif stamp is not None:
             table.execute("UPDATE jobs SET stamp = ? WHERE id = ?", (stamp, job.id))
@@ -237,6 +238,11 @@ class Records:
         """The newest job of `owner` that has this Idempotency-Key, or None."""
         where = "idempotency_key = ? AND owner IS ?"
         return next(iter(self._jobs(where, key, owner, newest_first=True, limit=1)), None)
+
+    def bytes_kept(self, owner: str | None) -> int:
+        """How many bytes all jobs of `owner` keep (`Job.bytes_kept`)."""
+        query = "SELECT coalesce(sum(bytes), 0) FROM jobs WHERE owner IS ? AND bytes > 0"
+        return self._database.run(lambda table: int(table.execute(query, (owner,)).fetchone()[0]))
 
     def active(self) -> list[Job]:
         """The jobs that have not ended, oldest first, without those that are left alone."""
