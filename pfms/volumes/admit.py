@@ -21,6 +21,10 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)  # the plugin works in single pre
 _LONGEST_AXIS = 32_767  # the plugin writes NIfTI-1, whose axes cannot be longer
 _AIR_IS_BELOW = -100.0  # Hounsfield units
 
+# A CT holds noise, and deflate makes it no smaller than a tenth; a bomb becomes a thousandth.
+_MOST_RATIO = 500
+_SMALL_BYTES = 64 << 20  # what unpacks to less does no harm
+
 _ONE_VOLUME = "Send one 3-D volume without colours; split a series first (fslsplit)."
 _SMALLER_GRID = (
     "Check that its spacing is in millimetres: a header in metres or micrometres is the usual "
@@ -102,7 +106,7 @@ def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFact
     """
     with NiftiReader(upload) as source:
         shape = _shape(source)
-        _check_size(source, limits)
+        _check_size(source, upload.stat().st_size, limits)
         place = find_place(source)
         _check_grid(shape, place.loaded, limits)
         as_it_is = source.gzipped and not source.extended and len(source.shape) == 3
@@ -152,11 +156,17 @@ def _shape(source: NiftiReader) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def _check_size(source: NiftiReader, limits: VolumeLimits) -> None:
+def _check_size(source: NiftiReader, sent: int, limits: VolumeLimits) -> None:
     if source.size > limits.max_volume_bytes:
         raise TooLarge(
             f"According to its header it unpacks to {source.size:,} bytes; "
             f"this server accepts {limits.max_volume_bytes:,}."
+        )
+    if source.size > max(_SMALL_BYTES, _MOST_RATIO * sent):
+        raise TooLarge(
+            f"According to its header it unpacks to more than {_MOST_RATIO} times its own size, "
+            f"as no CT does.",
+            "Check that its voxels are not all the same.",
         )
 
 
