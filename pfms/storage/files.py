@@ -13,11 +13,6 @@ from pfms.storage.inside import NO_LINK, writing
 # --- durability ------------------------------------------------------------------------------
 
 
-def sync_file(file: Path) -> None:
-    """Make the content of `file` durable; its name is durable once its folder is synced."""
-    _sync(file, os.O_RDONLY)
-
-
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -38,8 +33,8 @@ def sync_tree(root: Path) -> None:
     """
     for folder, _, files in os.walk(root, topdown=False):
         for name in files:
-            sync_file(Path(folder, name))
-        sync_folder(Path(folder))
+            _sync(Path(folder, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        _sync(Path(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
 def make_folder(folder: Path) -> None:
