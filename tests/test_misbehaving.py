@@ -210,6 +210,18 @@ def test_a_changed_command_is_restored(ward: Ward) -> None:
         assert command.stat().st_mode & 0o777 == 0o770
 
 
+def test_a_rerun_cannot_change_the_volume_of_the_job_that_it_repeats(ward: Ward) -> None:
+    first = ward.server.infer(model="volume_is_changed").headers["x-pfms-job"]
+    before = state_of(ward.folder(first) / "input" / "imagesTs")
+
+    answer = ward.server.http.post(f"/jobs/{first}/rerun")
+
+    assert answer.status_code == 202, answer.text
+    again = ward.server.ended(answer.json()["id"])
+    assert "changed or replaced its input volume" in again["error"]["detail"]
+    assert state_of(ward.folder(first) / "input" / "imagesTs") == before
+
+
 def test_a_run_that_takes_away_all_rights_can_be_judged_and_removed(ward: Ward) -> None:
     before = ward.others()
 

@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -252,7 +252,9 @@ class Intake:
         created = utc_now()
         async with self.place(caller, old.volume.size) as place, self._unpublished_tree() as tree:
             async with self._holds.reading(old.id):
-                await in_thread(_link_inputs, self._workspace.job(old.id), tree)
+                source = self._workspace.job(old.id)
+                async with self.room.reserve(await asyncio.to_thread(_size_of_volume, source)):
+                    await in_thread(_copy_inputs, source, tree)
             job = Job(
                 id=self._workspace.new_job_id(created),
                 created_at=iso(created),
@@ -292,11 +294,25 @@ class Intake:
         return job
 
 
-def _link_inputs(source: JobTree, tree: JobTree) -> None:
-    """Give a job the volume and weights of another one. Blocking."""
+def _size_of_volume(source: JobTree) -> int:
+    with _needing_inputs(source), source.open(source.volume) as volume:
+        return os.fstat(volume.fileno()).st_size
+
+
+def _copy_inputs(source: JobTree, tree: JobTree) -> None:
+    """Give a job the volume and weights of another one. Blocking.
+
+    The volume is copied: a plugin that writes into its input must not change another job's.
+    """
     tree.lay_out()
+    with _needing_inputs(source):
+        source.copy(source.volume, tree.volume)
+        source.link_or_copy(source.model, tree.model)
+
+
+@contextmanager
+def _needing_inputs(source: JobTree) -> Iterator[None]:
     try:
-        for file, target in ((source.volume, tree.volume), (source.model, tree.model)):
-            source.link_or_copy(file, target)
+        yield
     except FileNotFoundError:
         raise Gone("The volume of this job was removed.", job=source.root.name) from None

@@ -101,6 +101,11 @@ class JobTree:
             os.fchmod(part.fileno(), mode)
             part.write(content)
 
+    def copy(self, file: Path, target: Path) -> None:
+        """Copy one of the folder's files to a new one."""
+        with self.open(file) as opened, target.open("xb") as new:
+            shutil.copyfileobj(opened, new, 1 << 20)
+
     def link_or_copy(self, file: Path, target: Path) -> None:
         """Make `target` a hard link to one of the folder's files, or a copy, as `inside`."""
         inside.link_or_copy(self.root, file.relative_to(self.root), target)
