@@ -187,7 +187,7 @@ async def _serve(
                 Connection,
                 idle_seconds=service.settings.idle_seconds,
                 root_path=service.settings.root_path,
-                on_refusal=service.metrics.refused,
+                on_refusal=service.refused_on_the_wire,
             ),
         ),
         ws="none",

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import AsyncIterator
 
+from pfms.access.audit import AuditLog
 from pfms.errors import DiskFull, InvalidParameter, RequestError, StartError
 from pfms.executors import devices
 from pfms.executors.base import Executor
@@ -48,6 +49,7 @@ class Service:
         """
         self.settings = settings
         self.metrics = metrics
+        self.audit = AuditLog(settings.audit_log)
         self._executor = executor
         chosen = devices.choose(settings.devices, executor.devices())
         self._workspace = Workspace(settings.workspace)
@@ -55,7 +57,7 @@ class Service:
         self.models = ModelStore(self._workspace.models, command.interpreter)
         queue = JobQueue(chosen, settings.jobs_per_device)
         self._runs = Runs(
-            settings, self._workspace, self._journal, executor, command, queue, metrics
+            settings, self._workspace, self._journal, executor, command, queue, metrics, self.audit
         )
         holds = Holds()
         self.intake = Intake(
@@ -85,6 +87,7 @@ class Service:
         try:
             with reporting_full_disk():
                 await asyncio.to_thread(self._workspace.open)
+                await asyncio.to_thread(self.audit.open)
                 await self._journal.call(self._journal.records.open)
                 await asyncio.to_thread(self.models.recover)
                 await self._restore_devices()
@@ -95,6 +98,7 @@ class Service:
                     self.settings.max_attempts,
                 )
         except BaseException as error:
+            await asyncio.to_thread(self.audit.close)
             await asyncio.to_thread(self._workspace.close)
             if isinstance(error, DiskFull):
                 raise StartError(
@@ -124,6 +128,7 @@ class Service:
                 await asyncio.wait({task})
         await self._executor.close()
         await self._journal.close()
+        await asyncio.to_thread(self.audit.close)
         await asyncio.to_thread(self._workspace.close)
 
     async def missing(self) -> dict[str, str]:
@@ -137,6 +142,8 @@ class Service:
             missing["workspace"] = trouble
         elif await self.intake.room.left() < 0:
             missing["disk-full"] = "less than PFMS_MIN_FREE_BYTES is free"
+        if self.audit.trouble is not None:
+            missing["audit-log"] = f"the audit log cannot be written: {self.audit.trouble}"
         there = await asyncio.to_thread(self._executor.devices)
         if not set(self.devices) & set(there):
             missing["no-device"] = f"none of these is available: {', '.join(self.devices)}"
@@ -158,6 +165,11 @@ class Service:
             metrics.disk_free.set(await asyncio.to_thread(self._workspace.free_bytes))
         except OSError:  # the workspace is gone
             metrics.disk_free.set(math.nan)
+
+    def refused_on_the_wire(self, code: str, status: int, address: str | None) -> None:
+        """Count and note a request that was no request to any route."""
+        self.metrics.refused(code)
+        self.audit.write("refused", address=address, status=status, code=code)
 
     # --- models ----------------------------------------------------------------------------
 

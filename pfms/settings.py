@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = ()
 
     metrics: Literal["token", "open", "off"] = "token"
+    audit_log: Path | None = None
 
     @field_validator(
         "cors_origins", "hostnames", "trusted_proxies", "adaptations_off", mode="before"
@@ -77,7 +78,7 @@ class Settings(BaseSettings):
             return tuple(word.strip() for word in value.split(",") if word.strip())
         return value
 
-    @field_validator("tls_certificate", "tls_key", mode="before")
+    @field_validator("tls_certificate", "tls_key", "audit_log", mode="before")
     @classmethod
     def _none_if_empty(cls, value: object) -> object:
         return None if value == "" else value

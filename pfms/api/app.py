@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 
 from pfms import __version__, errors
 from pfms.api import jobs, pages, problems, spleenseg, system
+from pfms.api.audited import Audited
 from pfms.api.names import HostCheck, names_of
 from pfms.api.origins import NamedOrigins, check_origin
 from pfms.api.paths import Paths
@@ -104,5 +105,6 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
             expose_headers=["X-Pfms-Job", "X-Pfms-Warning", "Location"],
         )
     app.add_middleware(HostCheck, names=names_of(settings))
+    app.add_middleware(Audited, audit=service.audit)
     app.add_middleware(Paths, root_path=settings.root_path)
     return app

@@ -139,6 +139,7 @@ def problem_response(
     """The response to a request that reports `error`."""
     scope = request.scope
     request.app.state.service.metrics.refused(error.code)
+    request.state.refusal = error.code
     return problem(error, quote(scope["path"]), scope["root_path"], headers)
 
 

@@ -52,6 +52,7 @@ async def upload_model(
     async with service.intake.receiving("model", announced_size(request), caller) as writer:
         upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         model = await service.add_model(model_id, upload)
+    request.state.checksums = {"model_sha256": model.sha256, "upload_sha256": model.upload_sha256}
     return ModelStored(
         message=f"the model is stored as {model_id!r}",
         location=f"models/{model_id}/model.pth",

@@ -26,7 +26,8 @@ class Connection(HttpToolsProtocol):
 
     Args:
         idle_seconds: Silence in the middle of a request after which the client is cut off.
-        on_refusal: Called with the code of each problem that is answered here.
+        on_refusal: Called with the code and the status of each problem that is answered here, and
+            the address of the client, if it is known.
         root_path: Prefix of the links to the documentation (PFMS_ROOT_PATH).
         uvicorn: What uvicorn passes to each protocol.
     """
@@ -36,7 +37,7 @@ class Connection(HttpToolsProtocol):
         *,
         idle_seconds: float,
         root_path: str,
-        on_refusal: Callable[[str], None],
+        on_refusal: Callable[[str, int, str | None], None],
         **uvicorn: Any,
     ) -> None:
         super().__init__(**uvicorn)
@@ -212,7 +213,7 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         if not answered and not (in_progress and cycle.response_started):
             self.logger.warning("refused: %s", error.detail)
-            self._on_refusal(error.code)
+            self._on_refusal(error.code, status, self.client[0] if self.client else None)
             path = self.url.partition(b"?")[0].decode("ascii", "replace") if self.url else "/"
             answer = problem(error, path, self._root, {"Connection": "close"}, status)
             lines = [b"%s: %s\r\n" % pair for pair in answer.raw_headers]

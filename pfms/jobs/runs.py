@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pfms.access.audit import AuditLog
 from pfms.aio import first_of
 from pfms.errors import DiskFull, Interrupted, JobNotFound, PfmsError, PluginFailed
 from pfms.executors.base import Executor
@@ -71,6 +72,7 @@ class Runs:
         command: PluginCommand,
         queue: JobQueue,
         metrics: Metrics,
+        audit: AuditLog,
     ) -> None:
         self._settings = settings
         self._workspace = workspace
@@ -79,6 +81,7 @@ class Runs:
         self._command = command
         self.queue = queue
         self._metrics = metrics
+        self._audit = audit
         self.estimates = Estimates()
         self.broadcast = Broadcast()
         self.active: dict[str, Active] = {}
@@ -92,6 +95,7 @@ class Runs:
         """Add a job that is on record as queued."""
         self.active[job.id] = Active(job, asyncio.get_running_loop().create_future())
         self.queue.add(job.id, job.owner)
+        self._note(job)
         if self.draining:
             self._release_callers([job.id])
         self.dispatch()
@@ -262,6 +266,21 @@ class Runs:
     def count_end(self, job: Job) -> None:
         """Count a job whose end is on record."""
         self._metrics.ended(job.state, job.error.code if job.error else None)
+        self._note(job)
+
+    def _note(self, job: Job) -> None:
+        """Tell the audit log that a job was accepted or resumed, or how it ended."""
+        self._audit.write(
+            "job",
+            job=job.id,
+            state=job.state,
+            code=job.error.code if job.error else None,
+            owner=job.owner,
+            model=job.model.modelID,
+            model_sha256=job.model.sha256,
+            volume_sha256=job.volume.sha256,
+            attempts=job.attempts,
+        )
 
     def _on_progress(
         self, active: Active, progress: Progress, stages: StageTimes | None = None
