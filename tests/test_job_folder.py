@@ -25,7 +25,6 @@ def test_the_folder_of_a_run_has_the_documented_files(server: Server) -> None:
         "input/model.pth",
         "output/inference/input/input_seg.nii.gz",
         "output/inference/infer-1.png",
-        "output/inference/orig.nii.gz",
         "result/segmentation.nii.gz",
         "command.sh",
         "plugin.log",

@@ -16,6 +16,7 @@ from pfms.settings import Settings
 from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import size_and_sha256, tail_of
 from pfms.storage.inside import NotAFile
+from pfms.storage.removal import unlink_below
 from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
 
@@ -97,6 +98,8 @@ class Attempt:
         """After a run, however it ended, put right what it did to the rest of its job's folder."""
         if self._belongings is not None:
             self._touched = self._belongings.put_right()
+        for name in PLUGIN.copies:  # they keep all the texts of the volume's header
+            unlink_below(self._tree.root, name)
 
     def judge(self, plugin_exit: PluginExit) -> tuple[Segmentation, list[str]]:
         """Make the labels from the plugin's output and check them; also returns warnings.

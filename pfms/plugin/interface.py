@@ -17,6 +17,8 @@ class Plugin(Protocol):
         weights: Where it finds the weights, relative to the job's folder.
         outputs: The files that it writes, relative to the job's folder, for the resultants that
             pfms serves unchanged.
+        copies: Copies of the volume that it makes, relative to the job's folder: a copy has all
+            the texts of the volume's header, which may name a patient.
     """
 
     name: ClassVar[str]
@@ -24,6 +26,7 @@ class Plugin(Protocol):
     volume: ClassVar[str]
     weights: ClassVar[str]
     outputs: ClassVar[Mapping[Resultant, str]]
+    copies: ClassVar[tuple[str, ...]]
 
     # --- how it is run -------------------------------------------------------------------------
 

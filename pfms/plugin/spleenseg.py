@@ -42,6 +42,7 @@ class Spleenseg:
     volume: ClassVar[str] = _VOLUME
     weights: ClassVar[str] = _WEIGHTS
     outputs: ClassVar[Mapping[Resultant, str]] = {"onehot": _ONEHOT, "logits": _LOGITS}
+    copies: ClassVar[tuple[str, ...]] = (f"{_OUTPUTDIR}/inference/orig.nii.gz",)
 
     def argv(
         self, command: Sequence[str], device: str, resultant: Resultant = "labels"
