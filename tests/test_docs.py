@@ -20,6 +20,7 @@ OPERATING = (DOCS / "operating.md").read_text()
 README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (DOCS / "architecture.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+SECURITY = (ROOT / "SECURITY.md").read_text()
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -97,7 +98,9 @@ def test_contributing_names_every_package_and_no_other() -> None:
     assert set(re.findall(r"^\| `(pfms/[a-z]+/)`", CONTRIBUTING, re.MULTILINE)) == packages
 
 
-@pytest.mark.parametrize("page", [CONTRIBUTING, ARCHITECTURE], ids=["contributing", "architecture"])
+@pytest.mark.parametrize(
+    "page", [CONTRIBUTING, ARCHITECTURE, SECURITY], ids=["contributing", "architecture", "security"]
+)
 def test_every_file_that_a_guide_names_exists(page: str) -> None:
     for name in re.findall(r"`([a-z_/]+/[a-z_]+\.(?:py|md)|tests/plugins/)`", page):
         assert (ROOT / name).exists() or (ROOT / "pfms" / name).exists(), name
