@@ -1,7 +1,12 @@
 # pfms in an image: any user in group 0 may run it; all its data is on the volume /workspace.
 #
 #   docker build --build-arg UID=$UID -t local/pfms .
-#   docker run --gpus all --shm-size 2g -p 127.0.0.1:2024:2024 -v pfms:/workspace local/pfms
+#   docker run --gpus all --shm-size 2g -p 127.0.0.1:2024:2024 -v pfms:/workspace \
+#       -e PFMS_INSECURE=true local/pfms
+#
+# It serves every address of its container, and so does not start before it is told who may call:
+# PFMS_TOKENS_FILE=/workspace/tokens.json (pfms tokens add makes it), or PFMS_INSECURE=true for everyone
+# who reaches the published port.
 #
 # Without a GPU: --build-arg TORCH_INDEX=URL installs torch from there (PyTorch's CPU build is
 # several GB smaller), and no --gpus. CONTRIBUTING.md says how this file is tested without Docker.

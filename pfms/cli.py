@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pfms import __version__
-from pfms.commands import jobs, models
+from pfms.commands import jobs, models, tokens
 from pfms.commands.demo import demo
 from pfms.commands.infer import infer
 from pfms.commands.output import FAILED, JsonOption
@@ -49,6 +49,10 @@ def serve(
     port: Port = None,
     workspace: WorkspaceFolder = None,
     device: Device = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Let everyone who reaches it call, without any token"),
+    ] = False,
     reload: Annotated[bool, typer.Option(help="Restart when the source changes")] = False,
 ) -> None:
     """Serve. Options override the environment (PFMS_...), which overrides config.env."""
@@ -56,7 +60,13 @@ def serve(
     from pfms.server import serve_reloading
     from pfms.settings import load_settings
 
-    settings = load_settings(host=host, port=port, workspace=workspace, devices=device)
+    settings = load_settings(
+        host=host,
+        port=port,
+        workspace=workspace,
+        devices=device,
+        insecure=insecure or None,  # without the option, the setting decides
+    )
     if reload:
         serve_reloading(settings, [str(Path(__file__).parent)])
     else:
@@ -67,6 +77,7 @@ app.command()(demo)
 app.command()(infer)
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(tokens.app, name="tokens")
 
 
 @app.command()

@@ -6,7 +6,7 @@ The tree::
     ├── StartError                 the service cannot start (never reaches a client)
     ├── RequestError               the caller can fix it
     │   ├── InvalidParameter  MissingModelID  InvalidModelID  MissingFile  IdempotencyMismatch
-    │   ├── UnsupportedCoding  RequestTimeout  Forbidden  WrongHost
+    │   ├── UnsupportedCoding  RequestTimeout  Unauthorized  ForbiddenScope  Forbidden  WrongHost
     │   ├── NotAModel
     │   ├── NotANifti  TruncatedNifti  UnsupportedNifti  TooLarge
     │   ├── ModelNotFound  JobNotFound
@@ -78,6 +78,25 @@ class InvalidParameter(RequestError):
     code = "invalid-parameter"
     title = "The request is not what this call accepts"
     remedy = "Correct the parameter; /docs lists what each call accepts."
+
+
+class Unauthorized(RequestError):
+    """The server asks who calls, and the request does not carry a token that it accepts."""
+
+    code = "unauthorized"
+    title = "This server accepts only callers that it knows"
+    remedy = (
+        "Send a token that the operator of this server gave you, as Authorization: Bearer TOKEN "
+        "or as the password of HTTP Basic."
+    )
+
+
+class ForbiddenScope(RequestError):
+    """The token is accepted, but it does not allow this call."""
+
+    code = "forbidden-scope"
+    title = "The token does not allow this call"
+    remedy = "Ask the operator of this server for a token with the scope that is named."
 
 
 class Forbidden(RequestError):

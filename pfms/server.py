@@ -19,6 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import ChangeReload
 
+from pfms.access.exposure import check_exposure
 from pfms.api.app import create_app
 from pfms.api.tls import Certificate
 from pfms.api.wire import Connection
@@ -199,6 +200,7 @@ async def _serve(
         ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
         timeout_graceful_shutdown=_GOODBYE_SECONDS,
     )
+    exposed = check_exposure(service.settings, sock.getsockname()[0])
     await service.start()
     watch = asyncio.create_task(certificate.watch()) if certificate else None
     try:
@@ -206,6 +208,8 @@ async def _serve(
             return
         url = url_of(sock, "https" if certificate else "http")
         where = f"pfms listens on {url} (device {', '.join(service.devices)})"
+        if exposed:
+            where += ". INSECURE: everyone who reaches it may call, without any token"
         await Server(config, service, signals, lambda: say(where)).serve(sockets=[sock])
     finally:
         if watch is not None:
@@ -226,6 +230,7 @@ def serve_reloading(settings: Settings, folders: list[str]) -> None:
     set_up_logging()
     config = uvicorn.Config(__name__, reload=True, reload_dirs=folders, log_config=None)
     with listen(settings.host, settings.port) as sock:
+        check_exposure(settings, sock.getsockname()[0])
         ChangeReload(config, target=_serve_this_time, sockets=[sock]).run()
 
 

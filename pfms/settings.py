@@ -61,6 +61,8 @@ class Settings(BaseSettings):
 
     idle_seconds: float = Field(60, gt=0)
 
+    tokens_file: Path | None = None
+    insecure: bool = False
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     hostnames: Annotated[tuple[str, ...], NoDecode] = ()
     root_path: str = ""
@@ -78,10 +80,20 @@ class Settings(BaseSettings):
             return tuple(word.strip() for word in value.split(",") if word.strip())
         return value
 
-    @field_validator("tls_certificate", "tls_key", "audit_log", mode="before")
+    @field_validator("tls_certificate", "tls_key", "tokens_file", "audit_log", mode="before")
     @classmethod
     def _none_if_empty(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("insecure", mode="before")
+    @classmethod
+    def _no_if_empty(cls, value: object) -> object:
+        return False if value == "" else value
+
+    @property
+    def asks_who_calls(self) -> bool:
+        """Whether calls need a token."""
+        return self.tokens_file is not None
 
     @field_validator("workspace", mode="before")
     @classmethod

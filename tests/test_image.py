@@ -184,12 +184,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> image.Image:
 @contextmanager
 def container(built: image.Image, user: int) -> Iterator[Server]:
     """The image's own command, with a fake plugin."""
-    env = {**built.env, "PFMS_PLUGIN_COMMAND": str(PLUGINS / "ok.py")}
+    env = {**built.env, "PFMS_PLUGIN_COMMAND": str(PLUGINS / "ok.py"), "PFMS_INSECURE": "true"}
     workspace = built.root / "workspace"
     with listening(
         built.argv(built.command, user), env, built.root.with_suffix(".log"), workspace
     ) as server:
         yield server
+
+
+@needs_root
+def test_the_image_does_not_serve_before_it_is_told_who_may_call(built: image.Image) -> None:
+    done = built.run(built.command, A_RANDOM_USER, PFMS_PLUGIN_COMMAND=str(PLUGINS / "ok.py"))
+    assert done.returncode == 2
+    assert "PFMS_TOKENS_FILE" in done.stderr
+    assert "PFMS_INSECURE" in done.stderr
 
 
 @needs_root

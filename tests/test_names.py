@@ -127,16 +127,21 @@ def test_a_star_lets_every_name_pass(start_server: StartServer) -> None:
 def test_on_every_interface_any_name_passes_with_one_warning_until_names_are_set(
     start_server: StartServer,
 ) -> None:
-    server = start_server(host="0.0.0.0")
+    server = start_server(host="0.0.0.0", insecure=True)
     local = server.url.replace("0.0.0.0", "127.0.0.1")
     server.url = local
     assert get(server, "some.container")[0] == 200
     assert get(server, "[")[0] == 200
-    (warning,) = [line for line in server.log.read_text().splitlines() if "WARNING" in line]
-    assert "PFMS_HOSTNAMES" in warning
+    warnings = [line for line in server.log.read_text().splitlines() if "WARNING" in line]
+    assert [("PFMS_HOSTNAMES" in line, "INSECURE" in line) for line in warnings] == [
+        (True, False),
+        (False, True),
+    ]
     server.stop()
 
-    server = start_server(host="0.0.0.0", hostnames="pfms", workspace=server.workspace)
+    server = start_server(
+        host="0.0.0.0", insecure=True, hostnames="pfms", workspace=server.workspace
+    )
     server.url = server.url.replace("0.0.0.0", "127.0.0.1")
     assert [get(server, host)[0] for host in ("pfms", "some.container")] == [200, 421]
     assert server.log.read_text().count("PFMS_HOSTNAMES") == 1

@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 
 from pfms import __version__, errors
 from pfms.api import jobs, pages, problems, spleenseg, system
+from pfms.api.access import Authentication, authenticators_of, describe_access, open_paths
 from pfms.api.audited import Audited
 from pfms.api.names import HostCheck, names_of
 from pfms.api.origins import NamedOrigins, check_origin
@@ -40,6 +41,8 @@ class _App(FastAPI):
                 # FastAPI adds this wherever a route has parameters and documents no 422 of its own.
                 if "HTTPValidationError" in str(call["responses"].get("422")):
                     del call["responses"]["422"]
+            if self.state.asks_who_calls:
+                describe_access(document, self.state.open_paths)
             schemas = document["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
@@ -56,9 +59,10 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         executor: Used instead of the one that the settings name.
 
     Raises:
-        StartError: The plugin's command or a device is not there, or the workspace cannot be made.
+        StartError: The plugin's command, a device or the tokens file is not there or not usable.
     """
     command = resolve_command(settings.plugin_command)
+    authenticators = authenticators_of(settings)
     metrics = Metrics()
     executor = executor or make_executor(settings, command, metrics)
     service = Service(settings, command, executor, metrics)
@@ -83,10 +87,12 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,  # the operationId
     )
     app.state.service = service
+    app.state.asks_who_calls = settings.asks_who_calls
+    app.state.open_paths = open_paths(settings)
     api = APIRouter(
         prefix="/api/v1",
         dependencies=[Depends(check_origin)],
-        responses=problems.responses(errors.Forbidden),
+        responses=problems.responses(errors.Unauthorized, errors.ForbiddenScope, errors.Forbidden),
     )
     for router in (spleenseg.router, jobs.router, system.router):
         api.include_router(router)
@@ -94,6 +100,10 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
     app.include_router(system.health)
     app.include_router(system.metrics)
     app.include_router(pages.router)
+    if authenticators:
+        app.add_middleware(
+            Authentication, authenticators=authenticators, open_paths=open_paths(settings)
+        )
     problems.install(app)
     # The last one added is the outermost.
     if settings.cors_origins:

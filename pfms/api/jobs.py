@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from pfms import errors
+from pfms.api.access import needs
 from pfms.api.common import (
     HEADERS,
     LOCATION,
@@ -29,7 +30,7 @@ from pfms.jobs.job import State
 from pfms.plugin.types import Resultant
 from pfms.service import Service
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("infer")])
 
 _HEARTBEAT_SECONDS = 15
 _CHUNK = 1 << 16

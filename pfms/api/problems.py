@@ -29,6 +29,8 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.InvalidParameter: 422,
     errors.MissingModelID: 422,
     errors.InvalidModelID: 422,
+    errors.Unauthorized: 401,
+    errors.ForbiddenScope: 403,
     errors.Forbidden: 403,
     errors.WrongHost: 421,
     errors.MissingFile: 422,
@@ -63,6 +65,7 @@ STATUS: dict[type[errors.PfmsError], int] = {
 }
 _CLIENT_LEFT = 499  # nginx's status for it
 _RETRY_SECONDS = 30  # for a 429 or 503 that has no estimate of its own
+_CHALLENGES = ('Bearer realm="pfms"', 'Basic realm="pfms", charset="UTF-8"')
 
 
 class NotFound(errors.RequestError):
@@ -128,9 +131,12 @@ def problem(
         headers["Accept-Encoding"] = "identity"
     if status == 408:
         headers["Connection"] = "close"
-    return JSONResponse(
+    response = JSONResponse(
         body.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE
     )
+    for challenge in _CHALLENGES if status == 401 else ():
+        response.headers.append("WWW-Authenticate", challenge)
+    return response
 
 
 def problem_response(
@@ -160,6 +166,8 @@ def responses(*kinds: type[errors.PfmsError]) -> dict[int | str, dict[str, Any]]
         entry["description"] = f"{entry['description']} {text}".strip()
         if status == 503:
             entry["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+        if status == 401:
+            entry["headers"] = {"WWW-Authenticate": {"schema": {"type": "string"}}}
         if status == 415:
             entry["headers"] = {"Accept-Encoding": {"schema": {"type": "string"}}}
     return by_status

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from pfms import errors
+from pfms.api.access import needs
 from pfms.api.common import (
     HEADERS,
     LOCATION,
@@ -40,6 +41,7 @@ _WAIT = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?")
 
 @router.post(
     "/modelpth",
+    dependencies=[needs("models")],
     openapi_extra=OPENAPI_BODY,
     responses=responses(*MODEL_IN_QUERY, *UPLOAD, errors.NotAModel),
 )
@@ -60,13 +62,17 @@ async def upload_model(
     )
 
 
-@router.get("/modelpth")
+@router.get("/modelpth", dependencies=[needs("infer", "models")])
 async def list_models(service: ServiceDep) -> ModelList:
     """The IDs of all models."""
     return ModelList(models=await asyncio.to_thread(service.models.names))
 
 
-@router.get("/modelpth/{modelID}", responses=responses(*MODEL_IN_PATH))
+@router.get(
+    "/modelpth/{modelID}",
+    dependencies=[needs("infer", "models")],
+    responses=responses(*MODEL_IN_PATH),
+)
 async def show_model(service: ServiceDep, modelID: ModelIDInPath) -> ModelInfo:
     """Everything that is known about a model."""
     model = await asyncio.to_thread(service.models.get, modelID)
@@ -75,6 +81,7 @@ async def show_model(service: ServiceDep, modelID: ModelIDInPath) -> ModelInfo:
 
 @router.delete(
     "/modelpth/{modelID}",
+    dependencies=[needs("models")],
     status_code=204,
     responses=responses(*MODEL_IN_PATH),
 )
@@ -85,6 +92,7 @@ async def remove_model(service: ServiceDep, modelID: ModelIDInPath) -> None:
 
 @router.post(
     "/NIfTIinference",
+    dependencies=[needs("infer")],
     response_class=Response,
     openapi_extra=OPENAPI_BODY,
     responses={
@@ -226,6 +234,7 @@ async def show_device(service: ServiceDep) -> Devices:
 
 @router.put(
     "/inference/device/{device}",
+    dependencies=[needs("admin")],
     responses=responses(errors.InvalidParameter),
 )
 async def set_device(

@@ -94,7 +94,7 @@ async def ready(service: ServiceDep, response: Response) -> Ready:
             "description": "in the text format of Prometheus, or OpenMetrics if `Accept` names it",
             "content": {"text/plain": {"schema": {"type": "string"}}},
         },
-        **responses(NotFound),
+        **responses(NotFound, errors.Unauthorized),
     },
 )
 async def show_metrics(request: Request, service: ServiceDep) -> Response:
