@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     idle_seconds: float = Field(60, gt=0)
 
     tokens_file: Path | None = None
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    oidc_scopes_claim: str = Field("scope", min_length=1)
     insecure: bool = False
     cors_origins: Annotated[tuple[str, ...], NoDecode] = ()
     hostnames: Annotated[tuple[str, ...], NoDecode] = ()
@@ -93,7 +96,7 @@ class Settings(BaseSettings):
     @property
     def asks_who_calls(self) -> bool:
         """Whether calls need a token."""
-        return self.tokens_file is not None
+        return self.tokens_file is not None or bool(self.oidc_issuer)
 
     @field_validator("workspace", mode="before")
     @classmethod

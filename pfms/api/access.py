@@ -27,7 +27,16 @@ def authenticators_of(settings: Settings) -> tuple[Authenticator, ...]:
     Raises:
         StartError: One of them cannot be used.
     """
-    return (TokensFile(settings.tokens_file),) if settings.tokens_file else ()
+    found: list[Authenticator] = []
+    if settings.tokens_file:
+        found.append(TokensFile(settings.tokens_file))
+    if settings.oidc_issuer or settings.oidc_audience:
+        from pfms.access.oidc import Issuer  # an HTTP client, which others need not load
+
+        found.append(
+            Issuer(settings.oidc_issuer, settings.oidc_audience, settings.oidc_scopes_claim)
+        )
+    return tuple(found)
 
 
 def open_paths(settings: Settings) -> tuple[str, ...]:
