@@ -214,7 +214,7 @@ def _editing(path: Path) -> Iterator[dict[str, Token]]:
 def _write(path: Path, tokens: dict[str, Token]) -> None:
     document = _Document(tokens=tokens).model_dump(mode="json", exclude_none=True)
     before = path.stat() if path.exists() else None
-    with writing_atomically(path) as part, part.open("w") as file:
+    with writing_atomically(path) as file:
         os.fchmod(file.fileno(), 0o600 if before is None else before.st_mode & 0o777)
         if before is not None and before.st_uid != os.geteuid():
             try:
@@ -223,8 +223,7 @@ def _write(path: Path, tokens: dict[str, Token]) -> None:
                 raise TokensFileError(
                     f"{path} belongs to another user.", "Run this command as that user."
                 ) from None
-        json.dump(document, file, indent=2)
-        file.write("\n")
+        file.write(f"{json.dumps(document, indent=2)}\n".encode())
 
 
 def _hash(token: str) -> str:

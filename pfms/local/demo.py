@@ -206,6 +206,7 @@ def _server(out: Path, device: str) -> Iterator[str]:
     settings["PFMS_TOKENS_FILE"] = ""  # the demo has no token, and only this machine reaches it
     # A certificate is for another name than this machine's loopback.
     settings |= {"PFMS_TLS_CERTIFICATE": "", "PFMS_TLS_KEY": ""}
+    settings |= {"PFMS_OIDC_ISSUER": "", "PFMS_OIDC_AUDIENCE": ""}
     log = out / "server.log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
