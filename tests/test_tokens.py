@@ -11,9 +11,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ByteSize
 
 from pfms.access.authenticator import Credentials
 from pfms.access.caller import Scope
+from pfms.access.limits import Limits
 from pfms.access.tokens import TokensFile, TokensFileError, add_token, read_tokens, revoke_token
 from pfms.errors import NotReady, StartError, Unauthorized
 from tests import tokens
@@ -151,7 +153,7 @@ def test_a_change_by_root_leaves_the_file_to_its_owner(file: Path) -> None:
 def test_limits_survive_a_change(file: Path) -> None:
     add_token(file, "a", INFER)
     document = json.loads(file.read_text())
-    document["tokens"]["a"]["limits"] = {"queued": 3, "later": {"x": 1}}
+    document["tokens"]["a"]["limits"] = {"jobs": 3, "bytes": 1000}
     file.write_text(json.dumps(document))
 
     add_token(file, "b", INFER)
@@ -160,6 +162,20 @@ def test_limits_survive_a_change(file: Path) -> None:
 
 
 # --- the file --------------------------------------------------------------------------------
+
+
+def test_a_token_may_have_limits_of_its_own(file: Path) -> None:
+    first, second = (add_token(file, name, INFER) for name in "ab")
+    document = json.loads(file.read_text())
+    document["tokens"]["a"]["limits"] = {"jobs": 3, "bytes": "2GiB"}
+    file.write_text(json.dumps(document))
+
+    callers = [asyncio.run(TokensFile(file).caller(Credentials(t))) for t in (first, second)]
+
+    assert [caller and caller.limits for caller in callers] == [
+        Limits(jobs=3, uploads=None, bytes=ByteSize(2 << 30)),
+        Limits(),
+    ]
 
 
 def test_a_change_is_seen_without_a_restart(file: Path) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import (
     BaseModel,
@@ -31,6 +31,7 @@ from pydantic import (
 
 from pfms.access.authenticator import Credentials
 from pfms.access.caller import Caller, Scope
+from pfms.access.limits import AS_IN_SETTINGS, Limits
 from pfms.errors import NotReady, StartError, Unauthorized
 from pfms.storage.files import writing_atomically
 
@@ -73,7 +74,7 @@ class Token(BaseModel):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
     scopes: Annotated[frozenset[Scope], Field(min_length=1)]
     until: date | None = None
-    limits: dict[str, Any] | None = None
+    limits: Limits | None = None
 
     @field_serializer("scopes")
     def _in_order(self, scopes: frozenset[Scope]) -> list[Scope]:
@@ -133,7 +134,7 @@ class TokensFile:
         name, token = found
         if token.ended:
             raise Unauthorized(f"The last day of the token {name!r} was {token.until}.")
-        return Caller(name, token.scopes)
+        return Caller(name, token.scopes, token.limits or AS_IN_SETTINGS)
 
     def _current(self) -> dict[str, Token]:
         last = self._last
