@@ -5,6 +5,7 @@
 #   make test        the suite; make test-all adds the full matrix on the real plugin
 #   make lint        ruff and mypy
 #   make bench       measure, and write bench/results/
+#   make audit       look up every pinned version in the database of known weaknesses
 #   make demo-model  train the demo weights again (about 15 minutes)
 #   make install     build .venv, as the others do if needed
 #
@@ -19,7 +20,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-all lint bench demo-model another-index
+.PHONY: help install demo serve test test-all lint audit bench demo-model another-index
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -55,6 +56,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(STAMP)
+	@$(BIN)/python tools/audit.py
 
 bench: $(STAMP)
 	$(BIN)/python -m bench
