@@ -38,7 +38,8 @@ ENV PATH=/opt/venv/bin:$PATH \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     PFMS_HOST=0.0.0.0 \
     PFMS_PORT=2024 \
-    PFMS_WORKSPACE=/workspace
+    PFMS_WORKSPACE=/workspace \
+    PFMS_LOG_FORMAT=json
 
 COPY --from=builder /usr/bin/tini /usr/bin/
 COPY --from=builder /opt/venv /opt/venv

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from pfms.api.app import create_app
 from pfms.api.tls import Certificate
 from pfms.api.wire import Connection
 from pfms.errors import StartError
+from pfms.logs import set_up_logging
 from pfms.service import Service
 from pfms.settings import Settings, load_settings
 
@@ -35,7 +35,6 @@ UMASK = 0o007
 _THREADS = 32
 _GOODBYE_SECONDS = 5  # for downloads that are still going on when all else has ended
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # dead clients: a minute
-_QUIET = ("uvicorn.error", "sse_starlette", "python_multipart", "httpx")
 
 
 class StopSignals:
@@ -148,14 +147,6 @@ def url_of(sock: socket.socket, scheme: str = "http") -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def set_up_logging() -> None:
-    """Log to stderr, one line per message; of the noisy libraries only warnings."""
-    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=logging.INFO, format=form, stream=sys.stderr)
-    for name in _QUIET:
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
 def serve(settings: Settings, say: Callable[[str], None]) -> None:
     """Serve until a signal ends it; `say` is given the one line that names the URL.
 
@@ -164,7 +155,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     """
     signals = StopSignals()
     os.umask(UMASK)
-    set_up_logging()
+    set_up_logging(settings.log_format)
     app = create_app(settings)
     # What exists now stays: a scan of it by the collector would stall all responses for 80 ms.
     gc.collect()
@@ -227,7 +218,7 @@ def serve_reloading(settings: Settings, folders: list[str]) -> None:
     for name, value in settings.model_dump(mode="json").items():
         shown = ",".join(value) if isinstance(value, list) else str("" if value is None else value)
         os.environ[f"PFMS_{name.upper()}"] = shown
-    set_up_logging()
+    set_up_logging(settings.log_format)
     config = uvicorn.Config(__name__, reload=True, reload_dirs=folders, log_config=None)
     with listen(settings.host, settings.port) as sock:
         check_exposure(settings, sock.getsockname()[0])
@@ -238,10 +229,11 @@ def _serve_this_time(sockets: list[socket.socket] | None) -> None:
     """Serve until the reloader sends a signal."""
     signals = StopSignals()
     os.umask(UMASK)
-    set_up_logging()
     try:
         # Running jobs go back into the queue at once, so that the change takes effect now.
-        app = create_app(load_settings(drain_seconds=0))
+        settings = load_settings(drain_seconds=0)
+        set_up_logging(settings.log_format)
+        app = create_app(settings)
         [sock] = sockets or []
         asyncio.run(_serve(app, sock, signals, log.info))
     except StartError as error:

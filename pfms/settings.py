@@ -73,6 +73,7 @@ class Settings(BaseSettings):
 
     metrics: Literal["token", "open", "off"] = "token"
     audit_log: Path | None = None
+    log_format: Literal["text", "json"] = "text"
 
     @field_validator(
         "cors_origins", "hostnames", "trusted_proxies", "adaptations_off", mode="before"

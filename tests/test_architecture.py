@@ -44,6 +44,8 @@ STOREYS = (
     "plugin",
     "client",
     "hosts",
+    "logs",
+    "trace",
     "clock",
     "aio",
     "errors",
@@ -63,6 +65,7 @@ PURE = (
     "volumes.sniff",
     "access.caller",
     "access.limits",
+    "trace",
 )
 TOUCHES = {"os", "shutil", "subprocess", "socket", "asyncio", "tempfile", "glob", "io", "psutil"}
 

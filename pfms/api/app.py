@@ -14,6 +14,7 @@ from pfms.api.names import HostCheck, names_of
 from pfms.api.origins import NamedOrigins, check_origin
 from pfms.api.paths import Paths
 from pfms.api.schemas import Problem
+from pfms.api.traces import Traces
 from pfms.executors.base import Executor
 from pfms.executors.choice import make_executor
 from pfms.metrics import Metrics
@@ -117,4 +118,5 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
     app.add_middleware(HostCheck, names=names_of(settings))
     app.add_middleware(Audited, audit=service.audit)
     app.add_middleware(Paths, root_path=settings.root_path)
+    app.add_middleware(Traces)
     return app

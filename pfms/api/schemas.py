@@ -185,6 +185,7 @@ class JobView(BaseModel):
     seconds: float | None = Field(description="what the run took, from start to end")
     cancel_requested: bool
     rerun_of: str | None
+    traceparent: str | None = Field(description="of the request that made it (W3C)")
     owner: str | None = Field(description="who made it, where callers have names")
     warnings: list[str]
     segmentation: Segmentation | None

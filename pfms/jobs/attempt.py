@@ -48,11 +48,13 @@ class Attempt:
             PluginFailed: The volume is gone, or the weights are gone or have changed.
         """
         self._check_inputs()
+        environment = run_environment(self._settings, self._workspace, device)
+        traced = {"TRACEPARENT": self._job.traceparent} if self._job.traceparent else {}
         run = PluginRun(
             job=self._job.id,
             root=self._tree.root,
             argv=PLUGIN.argv(self._command.argv, device, self._job.resultant),
-            environment=run_environment(self._settings, self._workspace, device),
+            environment={**environment, **traced},  # not in command.sh: a replay is not this run
             log=self._tree.log,
             time_limit=self._settings.job_timeout_seconds,
             grace=self._settings.grace_seconds,
@@ -60,7 +62,7 @@ class Attempt:
         )
         with reporting_full_disk():
             self._tree.clear_run()
-            script = PLUGIN.command_script(run.argv, run.environment).encode()
+            script = PLUGIN.command_script(run.argv, environment).encode()
             self._tree.write(self._tree.command, script, mode=0o770)
         self._belongings = Belongings(self._tree, script)
         found = versions()
@@ -72,7 +74,7 @@ class Attempt:
                 name=PLUGIN.name, version=found.get(PLUGIN.name) if is_ours else None
             ),
             command=run.argv,
-            environment=run.environment,
+            environment=environment,
             versions=found,
         )
         return run, facts

@@ -114,7 +114,10 @@ def catch_up(
                     put(*read_record(job_id, workspace.job(job_id).record))
                 except Unreadable as why:
                     log.warning(
-                        "job %s is left alone: its job.json cannot be read: %s", job_id, why
+                        "job %s is left alone: its job.json cannot be read: %s",
+                        job_id,
+                        why,
+                        extra={"job": job_id},
                     )
                     left_out.add(job_id)
     if rows:

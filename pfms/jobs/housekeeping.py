@@ -59,4 +59,8 @@ class Housekeeping:
         except JobNotFound:  # someone else removed it first
             pass
         except Exception:
-            log.exception("job %s could not be tidied up and will be tried again", job_id)
+            log.exception(
+                "job %s could not be tidied up and will be tried again",
+                job_id,
+                extra={"job": job_id},
+            )

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from pfms import trace
 from pfms.access.caller import Caller
 from pfms.aio import in_thread, to_the_end
 from pfms.clock import iso, utc_now
@@ -205,6 +206,7 @@ class Intake:
                 raise
             job = Job(
                 id=self._workspace.new_job_id(created),
+                traceparent=trace.traceparent.get(),
                 created_at=iso(created),
                 plugin=PluginUsed(name=PLUGIN.name),
                 model=ModelUsed(modelID=request.model_id, sha256=model.sha256),
@@ -257,6 +259,7 @@ class Intake:
                     await in_thread(_copy_inputs, source, tree)
             job = Job(
                 id=self._workspace.new_job_id(created),
+                traceparent=trace.traceparent.get(),
                 created_at=iso(created),
                 plugin=PluginUsed(name=PLUGIN.name),
                 model=old.model,

@@ -166,6 +166,7 @@ class Job(Record):
     `held` means that a plain blocking call waits for it, and that it is cancelled with its client.
     `attempts` counts starts, except those that an orderly stop of the server undid.
     `owner` is the name of the caller who made it; None if the server asked nobody who they are.
+    `traceparent` (W3C) is that of the request that made it.
     `idempotency_key` is kept with the `fingerprint` of the request that it belongs to.
     """
 
@@ -195,6 +196,7 @@ class Job(Record):
     owner: str | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
+    traceparent: str | None = None
     warnings: list[str] = Field(default_factory=list)
     segmentation: Segmentation | None = None
     error: Cause | None = None

@@ -39,11 +39,17 @@ async def recover(workspace: Workspace, journal: Journal, runs: Runs, max_attemp
                 with reporting_full_disk():
                     await journal.call(records.write, recovered)
             except OSError as error:  # one folder that cannot be written must not stop the start
-                log.error("job %s is left alone: %s", job.id, error)
+                log.error("job %s is left alone: %s", job.id, error, extra={"job": job.id})
                 continue
             if recovered.ended:
                 runs.count_end(recovered)
-            log.warning("job %s was %s and is now %s", job.id, job.state, recovered.state)
+            log.warning(
+                "job %s was %s and is now %s",
+                job.id,
+                job.state,
+                recovered.state,
+                extra={"job": job.id},
+            )
         if not recovered.ended:
             runs.add(recovered)
 

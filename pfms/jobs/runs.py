@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pfms import trace
 from pfms.access.audit import AuditLog
 from pfms.aio import first_of
 from pfms.errors import DiskFull, Interrupted, JobNotFound, PfmsError, PluginFailed
@@ -117,6 +118,7 @@ class Runs:
     async def _run(self, active: Active, slot: Slot) -> None:
         """Run a job in a slot and record the outcome. The slot is always freed."""
         job_id = active.job.id
+        trace.work_on(job_id, active.job.traceparent)
         self._metrics.waited(time.monotonic() - active.queued)
         stages = self._metrics.stages()
         try:
@@ -222,6 +224,7 @@ class Runs:
 
     async def _record_later(self, active: Active, step: Step) -> None:
         """Keep trying to record a step, without a slot, until it succeeds or the server drains."""
+        trace.work_on(active.job.id, active.job.traceparent)
         pause = _RETRY_SECONDS
         while not self.draining:
             await self._sleep_unless_draining(pause)

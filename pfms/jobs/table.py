@@ -115,7 +115,7 @@ class Records:
             self.write_file(tree, job)
             stamp = stamp_of(tree.record)
         except (FileNotFoundError, NotADirectoryError):
-            log.warning("job %s: its folder is gone", job.id)
+            log.warning("job %s: its folder is gone", job.id, extra={"job": job.id})
             stamp = None
         return self._write_row(job, has_folder=stamp is not None, stamp=stamp)
 
@@ -306,7 +306,12 @@ class Records:
         except Unreadable as why:
             if job_id not in self._warned_of:
                 self._warned_of.add(job_id)
-                log.warning("job %s is left alone: its row cannot be read: %s", job_id, why)
+                log.warning(
+                    "job %s is left alone: its row cannot be read: %s",
+                    job_id,
+                    why,
+                    extra={"job": job_id},
+                )
             return None
 
 

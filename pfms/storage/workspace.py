@@ -144,7 +144,12 @@ class JobTree:
                 for name in (self.output.name, self.segmentation.parent.name):
                     discard(name, folder)
         except OSError as error:
-            log.warning("job %s: some output cannot be removed: %s", self.root.name, error)
+            log.warning(
+                "job %s: some output cannot be removed: %s",
+                self.root.name,
+                error,
+                extra={"job": self.root.name},
+            )
 
     def clear_voxels(self) -> None:
         """Remove, durably, everything but command, log and record: volumes, weights, any rerun.
