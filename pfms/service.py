@@ -29,6 +29,7 @@ from pfms.models.record import ModelRecord
 from pfms.models.store import ModelStore
 from pfms.plugin.command import PluginCommand
 from pfms.settings import Settings
+from pfms.spans import Spans
 from pfms.storage.disk import reporting_full_disk
 from pfms.storage.upload import Upload
 from pfms.storage.workspace import Workspace
@@ -50,6 +51,7 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self.audit = AuditLog(settings.audit_log)
+        self.spans = Spans()
         self._executor = executor
         chosen = devices.choose(settings.devices, executor.devices())
         self._workspace = Workspace(settings.workspace)
@@ -57,7 +59,15 @@ class Service:
         self.models = ModelStore(self._workspace.models, command.interpreter)
         queue = JobQueue(chosen, settings.jobs_per_device)
         self._runs = Runs(
-            settings, self._workspace, self._journal, executor, command, queue, metrics, self.audit
+            settings,
+            self._workspace,
+            self._journal,
+            executor,
+            command,
+            queue,
+            metrics,
+            self.audit,
+            self.spans,
         )
         holds = Holds()
         self.intake = Intake(
@@ -69,6 +79,7 @@ class Service:
             executor,
             holds,
             metrics,
+            self.spans,
         )
         self.archive = Archive(self._workspace, self._journal, self._runs, holds, self.intake.room)
         self._housekeeping = Housekeeping(
@@ -130,6 +141,7 @@ class Service:
         await self._journal.close()
         await asyncio.to_thread(self.audit.close)
         await asyncio.to_thread(self._workspace.close)
+        await asyncio.to_thread(self.spans.close)
 
     async def missing(self) -> dict[str, str]:
         """What keeps the service from being ready, by name; empty when it is ready."""
@@ -180,7 +192,7 @@ class Service:
             NotAModel: The plugin cannot use it.
         """
         try:
-            with reporting_full_disk():
+            with reporting_full_disk(), self.spans.span("look"):
                 return await self.models.admit(model_id, upload.path, upload.sha256)
         except RequestError as error:
             self.metrics.not_admitted("model", error.code)

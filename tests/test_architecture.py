@@ -45,6 +45,7 @@ STOREYS = (
     "client",
     "hosts",
     "logs",
+    "spans",
     "trace",
     "clock",
     "aio",

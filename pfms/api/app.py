@@ -118,5 +118,5 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
     app.add_middleware(HostCheck, names=names_of(settings))
     app.add_middleware(Audited, audit=service.audit)
     app.add_middleware(Paths, root_path=settings.root_path)
-    app.add_middleware(Traces)
+    app.add_middleware(Traces, spans=service.spans)
     return app

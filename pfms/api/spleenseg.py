@@ -52,7 +52,8 @@ async def upload_model(
     model_id = valid_model_id(modelID)
     boundary = check_body(request, service.settings.max_upload_bytes)
     async with service.intake.receiving("model", announced_size(request), caller) as writer:
-        upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
+        with service.spans.span("receive"):
+            upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         model = await service.add_model(model_id, upload)
     request.state.checksums = {"model_sha256": model.sha256, "upload_sha256": model.upload_sha256}
     return ModelStored(
@@ -151,7 +152,8 @@ async def infer(
         service.intake.place(caller, size, model_id=model_id, key=key) as place,
         service.intake.receiving("volume", size, caller) as writer,
     ):
-        upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
+        with service.spans.span("receive"):
+            upload = await receive_file(request, boundary, writer, service.settings.idle_seconds)
         job = await service.intake.submit(upload, asked, place)
 
     if not respond_async:

@@ -1,9 +1,12 @@
 """The W3C `traceparent` of a request: taken over or made, and answered."""
 
+import time
+
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pfms import trace
+from pfms.spans import Spans
 
 HEADER = "traceparent"
 
@@ -11,8 +14,9 @@ HEADER = "traceparent"
 class Traces:
     """ASGI middleware, the outermost: what happens within a request belongs to its trace."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, spans: Spans) -> None:
         self.app = app
+        self._spans = spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on. A header that is not valid is ignored, as the standard has it."""
@@ -25,11 +29,19 @@ class Traces:
         trace.traceparent.set(parent)
         trace.job_id.set(None)
 
+        begun = 0.0
+        job: str | None = None
+
         async def send_on(message: Message) -> None:
+            nonlocal begun, job
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers[HEADER] = parent
-                trace.job_id.set(headers.get("x-pfms-job"))  # for the line in the access log
+                begun, job = time.monotonic(), headers.get("x-pfms-job")
+                trace.job_id.set(job)  # for the line in the access log
             await send(message)
 
         await self.app(scope, receive, send_on)
+        if job is not None:  # what was sent is about a job, or its result
+            trace.job_id.set(job)  # a response that is streamed has another context
+            self._spans.passed("send", time.monotonic() - begun)

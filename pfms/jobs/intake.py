@@ -32,6 +32,7 @@ from pfms.models.store import ModelStore
 from pfms.plugin import PLUGIN
 from pfms.plugin.types import Resultant
 from pfms.settings import Settings
+from pfms.spans import Spans
 from pfms.storage.disk import reporting_full_disk
 from pfms.storage.removal import discard
 from pfms.storage.room import Room
@@ -74,6 +75,7 @@ class Intake:
         executor: Executor,
         holds: Holds,
         metrics: Metrics,
+        spans: Spans,
     ) -> None:
         self._settings = settings
         self._workspace = workspace
@@ -84,6 +86,7 @@ class Intake:
         self._executor = executor
         self._holds = holds
         self._metrics = metrics
+        self._spans = spans
         self.room = Room(workspace.free_bytes, settings.min_free_bytes)
         self._key_locks: WeakValueDictionary[_OwnedKey, asyncio.Lock] = WeakValueDictionary()
         self._admission_slots = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
@@ -200,7 +203,8 @@ class Intake:
         created = utc_now()
         async with self._unpublished_tree() as tree, self._admission_slots:
             try:
-                model, facts = await in_thread(self._fill_tree, upload, request, tree)
+                with self._spans.span("look"):
+                    model, facts = await in_thread(self._fill_tree, upload, request, tree)
             except RequestError as error:
                 self._metrics.not_admitted("volume", error.code)
                 raise

@@ -27,6 +27,7 @@ from pfms.metrics import Metrics, StageTimes
 from pfms.plugin.command import PluginCommand
 from pfms.plugin.types import PluginExit, Progress
 from pfms.settings import Settings
+from pfms.spans import Spans
 from pfms.storage.disk import reporting_full_disk
 from pfms.storage.workspace import Workspace
 
@@ -74,6 +75,7 @@ class Runs:
         queue: JobQueue,
         metrics: Metrics,
         audit: AuditLog,
+        spans: Spans,
     ) -> None:
         self._settings = settings
         self._workspace = workspace
@@ -83,6 +85,7 @@ class Runs:
         self.queue = queue
         self._metrics = metrics
         self._audit = audit
+        self._spans = spans
         self.estimates = Estimates()
         self.broadcast = Broadcast()
         self.active: dict[str, Active] = {}
@@ -119,7 +122,9 @@ class Runs:
         """Run a job in a slot and record the outcome. The slot is always freed."""
         job_id = active.job.id
         trace.work_on(job_id, active.job.traceparent)
-        self._metrics.waited(time.monotonic() - active.queued)
+        waited = time.monotonic() - active.queued
+        self._metrics.waited(waited)
+        self._spans.passed("wait", waited)
         stages = self._metrics.stages()
         try:
             step = await self._attempt(active, slot, stages)
@@ -156,8 +161,9 @@ class Runs:
             active.plugin = asyncio.create_task(
                 self._executor.run(run, lambda told: self._on_progress(active, told, stages))
             )
-            await asyncio.wait({active.plugin})
-            await asyncio.to_thread(attempt.settle)
+            with self._spans.span("run"):
+                await asyncio.wait({active.plugin})
+                await asyncio.to_thread(attempt.settle)
         if active.plugin is None or active.plugin.cancelled():
             return self._stopped(active)
         plugin_exit = active.plugin.result()
@@ -171,7 +177,8 @@ class Runs:
         self._on_progress(active, Progress("saving"))
         end = RunEnd(plugin_exit.code, round(plugin_exit.seconds, 3))
         try:
-            segmentation, warnings = await asyncio.to_thread(attempt.judge, plugin_exit)
+            with self._spans.span("judge"):
+                segmentation, warnings = await asyncio.to_thread(attempt.judge, plugin_exit)
         except PfmsError as error:
             if isinstance(error, DiskFull):  # free the space that the run took
                 await asyncio.to_thread(self._workspace.job(active.job.id).clear_output)
