@@ -1,10 +1,12 @@
 """What one caller may hold: jobs, uploads at a time, bytes kept. Others don't notice its limits."""
 
+import json
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ from pydantic import ValidationError
 from pfms.access.limits import Limits
 from pfms.jobs.job import FileFacts, Segmentation
 from pfms.storage.workspace import Workspace
+from tests import tokens
 from tests.conftest import Server, StartServer, eventually, nifti_bytes
 from tests.refused import MODELPTH, TARGET, check, jobs_made
 from tests.test_job import job
@@ -108,14 +111,38 @@ def test_a_repeat_counts_as_the_job_that_it_joins(start_server: StartServer) -> 
     refused(server, post(server, ALICE))
 
 
-def test_the_limit_of_a_token_goes_before_the_setting(start_server: StartServer) -> None:
-    server = start_server("hangs.py", program=NAMED, max_jobs_per_caller=2)
-    limits = {"one": "jobs=1", "as set": "bytes=1GiB", "unlimited": "jobs=0"}
-    callers = {
-        name: {"Test-Caller": f"{name.split()[0]} infer {limit}"} for name, limit in limits.items()
+def test_the_limit_of_a_token_goes_before_the_setting(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens.json"
+    limits: dict[str, dict[str, object]] = {
+        "one": {"jobs": 1},
+        "as-set": {"bytes": "1GiB"},
+        "unlimited": {"jobs": 0},
+        "none": {},
     }
+    callers = {name: tokens.bearer(tokens.add(file, name)) for name in limits}
+    document = json.loads(file.read_text())
+    for name, own in limits.items():
+        document["tokens"][name] |= {"limits": own} if own else {}
+    file.write_text(json.dumps(document))
+    tokens.add(file, "another")  # which writes the others again
+    assert json.loads(file.read_text())["tokens"]["one"]["limits"] == {"jobs": 1}
+    assert "limits" not in json.loads(file.read_text())["tokens"]["none"]
+
+    server = start_server("hangs.py", tokens_file=file, max_jobs_per_caller=2)
     counts = {name: at_once(server, caller, 4)[202] for name, caller in callers.items()}
-    assert counts == {"one": 1, "as set": 2, "unlimited": 4}
+    assert counts == {"one": 1, "as-set": 2, "unlimited": 4, "none": 2}
+
+
+def test_a_limit_that_is_none_stops_the_start(start_server: StartServer, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    tokens.add(file, "one")
+    document = json.loads(file.read_text())
+    document["tokens"]["one"]["limits"] = {"jobs": -1}
+    file.write_text(json.dumps(document))
+    with pytest.raises(AssertionError, match=r"limits\.jobs"):
+        start_server(tokens_file=file)
 
 
 def test_without_names_all_callers_are_one(start_server: StartServer) -> None:
