@@ -1,15 +1,21 @@
 """What a run may take and leave: its log has a bound, nothing of it outlives it."""
 
 import contextlib
+import json
+import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
 from pfms.processes.output import BoundedLog
-from tests.conftest import Server, StartServer, eventually, seed_model
+from pfms.programs import WEIGHTS_CHILD
+from tests.conftest import ROOT, Server, StartServer, eventually, seed_model
 
 MOST = 64 << 10
 NOTE = re.compile(rb"\n\[pfms left out (\d+) bytes here: PFMS_MAX_LOG_BYTES\]\n")
@@ -146,3 +152,91 @@ def test_a_daemon_ends_when_the_server_is_killed(start_server: StartServer, exec
     daemon = daemon_of(server, server.submit(model="hangs"))
     server.stop(signal.SIGKILL)
     eventually(lambda: not lives(daemon))
+
+
+# --- the check of weights --------------------------------------------------------------------
+
+TRIES = """
+import ctypes, json, os, socket, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+import sandbox
+host, port, allowed, own = sys.argv[2], int(sys.argv[3]), sys.argv[4], sys.argv[5]
+opened, into = open(own, "rb"), open(own + ".part", "wb")
+WAYS = {
+    "read": lambda: open("/etc/passwd").read(),
+    "list": lambda: os.listdir("/"),
+    "write": lambda: open(own + ".more", "w"),
+    "remove": lambda: os.unlink(own),
+    "environment": lambda: open(f"/proc/{os.getppid()}/environ").read(),
+    "connect": lambda: socket.create_connection((host, port)),
+    "datagram": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", (host, port)),
+    "local": lambda: socket.socket(socket.AF_UNIX),
+    "program": lambda: os.execv("/bin/true", ["true"]),
+    "kill": lambda: os.kill(os.getppid(), 0),
+    "own": lambda: opened.read(),
+    "result": lambda: into.write(b"done"),
+    "allowed": lambda: open(allowed).read(),
+}
+def outcome(way):
+    try:
+        way()
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+left = sandbox.enter([os.path.dirname(allowed), "/not/there"])
+print(json.dumps([left, {name: outcome(way) for name, way in WAYS.items()}]))
+"""
+
+
+def test_a_sandbox_leaves_only_what_is_open_and_what_may_be_read(tmp_path: Path) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "module.py").touch()
+    (tmp_path / "upload").write_bytes(b"weights")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        allowed = str(tmp_path / "packages" / "module.py")
+        arguments = [str(WEIGHTS_CHILD.parent), host, str(port), allowed, str(tmp_path / "upload")]
+        run = subprocess.run(
+            [sys.executable, "-c", TRIES, *arguments], capture_output=True, text=True, check=True
+        )
+    left, outcomes = json.loads(run.stdout)
+    works = {name for name, outcome in outcomes.items() if outcome == "done"}
+    files = {"read", "list", "write", "remove", "environment"}
+    others = {"connect", "datagram", "local", "program", "kill"}
+    if any("Landlock" in words for words in left):  # this machine's kernel has none
+        works -= files
+    if any("seccomp" in words for words in left):
+        works -= others
+    assert works == {"own", "result", "allowed"}, outcomes
+
+
+def test_weights_are_checked_in_a_sandbox(tmp_path: Path) -> None:
+    """The network's class is looked up before the sandbox, so a spy there sees it from inside."""
+    spy = tmp_path / "spy.py"
+    spy.write_text(
+        "import os, torch\n"
+        "class network:\n"
+        "    @staticmethod\n"
+        "    def state_dict():\n"
+        "        load = torch.load\n"
+        "        def spied(*args, **named):\n"
+        "            try:\n"
+        "                open('/etc/passwd')\n"
+        "            except PermissionError:\n"
+        "                raise ValueError('GLOBAL the.sandbox')\n"
+        "            return load(*args, **named)\n"
+        "        torch.load = spied\n"
+        "        return {}\n"
+    )
+    weights = ROOT / "examples" / "demo_model.pth"
+    run = subprocess.run(
+        [sys.executable, str(WEIGHTS_CHILD), weights, tmp_path / "stored", "spy:network"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    verdict = json.loads(run.stdout)
+    if any("Landlock" in words for words in verdict["open"]):
+        pytest.skip("this machine's kernel has no Landlock")
+    assert "the.sandbox" in verdict["detail"]
+    assert verdict["open"] == []

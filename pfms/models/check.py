@@ -9,13 +9,14 @@ import uuid
 from asyncio import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pfms.aio import to_the_end
 from pfms.errors import DiskFull, NotAModel, PfmsError
 from pfms.plugin import PLUGIN
-from pfms.plugin.verdict import how_it_ended
+from pfms.plugin.verdict import how_it_ended, one_line
 from pfms.processes.kill import end_run
 from pfms.processes.marks import JOB_MARK
 from pfms.processes.run import child_environment
@@ -128,10 +129,17 @@ async def _tail(stream: asyncio.StreamReader | None) -> bytes:
     return kept
 
 
+@cache
+def _warn_once(words: str) -> None:
+    logger.warning(words)
+
+
 def _verdict_of(code: int | None, stdout: bytes, stderr: bytes) -> CheckedWeights:
     """The child's verdict, or if there is none, what the child died of."""
     try:
         verdict: dict[str, Any] = json.loads(stdout)
+        for what in verdict["open"]:
+            _warn_once(one_line(f"the process that opens uploaded weights keeps {what}"))
         if verdict["ok"]:
             return CheckedWeights(
                 str(verdict["sha256"]), int(verdict["size"]), tuple(verdict["warnings"])

@@ -5,15 +5,17 @@ It is started by its path with the interpreter that has the plugin, so it import
     PYTHON weights_child.py UPLOAD TARGET NETWORK
 
 UPLOAD comes from a stranger. It is opened once, by `torch.load(weights_only=True)`, under limits
-on memory and time; nothing in it is executed. TARGET gets the weights as a plain state dict of
+on memory and time, without network, other programs and other files where the kernel can take those
+away; nothing in it is executed. TARGET gets the weights as a plain state dict of
 contiguous float32 tensors on the CPU, in the order of the plugin's network: the same numbers give
 the same bytes. stdout gets one line of JSON, and nothing else::
 
-    {"ok": true, "sha256": "…", "size": 19285000, "warnings": ["…"]}
-    {"ok": false, "code": "not-a-model", "detail": "…"}
+    {"ok": true, "sha256": "…", "size": 19285000, "warnings": ["…"], "open": []}
+    {"ok": false, "code": "not-a-model", "detail": "…", "open": []}
 
 `code` is `not-a-model`; `disk-full` or `cannot-write` (about TARGET); or `no-plugin` (torch or the
-plugin cannot be imported). `detail` is one sentence without any path.
+plugin cannot be imported). `detail` is one sentence without any path. `open` names what could not
+be taken away.
 """
 
 from __future__ import annotations
@@ -29,12 +31,14 @@ import os
 import re
 import resource
 import sys
+import sysconfig
 import traceback
 import warnings
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
+    from pfms.programs import sandbox
     from pfms.programs.weights_bytes import ADVICE, CUT_OFF, problem_with
     from pfms.programs.weights_extras import stand_ins
     from pfms.programs.weights_search import (
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     )
 else:  # they are beside this file, where Python may have been told not to look
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    import sandbox
     from weights_bytes import ADVICE, CUT_OFF, problem_with
     from weights_extras import stand_ins
     from weights_search import SearchResult, extra_layers, find_weights, left_out, listed, quoted
@@ -69,9 +74,10 @@ def main(upload: str, target: str, network: str) -> None:
     # Libraries may print things when they are imported: those go to stderr.
     answer = os.dup(1)
     os.dup2(2, 1)
-    confine()
+    limit()
+    still_open: list[str] = []
     try:
-        verdict = {"ok": True, **convert(Path(upload), Path(target), network)}
+        verdict = {"ok": True, **convert(Path(upload), Path(target), network, still_open)}
     except Refused as refused:
         verdict = {"ok": False, "code": refused.code, "detail": refused.detail}
     except MemoryError:
@@ -81,11 +87,11 @@ def main(upload: str, target: str, network: str) -> None:
         traceback.print_exc()
         detail = f"The file cannot be read as weights ({type(error).__name__})."
         verdict = {"ok": False, "code": "not-a-model", "detail": detail}
-    os.write(answer, json.dumps(verdict).encode() + b"\n")
+    os.write(answer, json.dumps({**verdict, "open": still_open}).encode() + b"\n")
 
 
-def confine() -> None:
-    """Limit what a hostile file could make this process do."""
+def limit() -> None:
+    """Limit the memory and the time that a hostile file could make this process take."""
     # A script's folder is first on the path, but the plugin must not find pfms's own files.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]
@@ -104,13 +110,18 @@ def confine() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def convert(upload: Path, target: Path, where: str) -> dict[str, Any]:
-    """Check `upload` and write `target`; returns the fields of the verdict."""
+def convert(upload: Path, target: Path, where: str, still_open: list[str]) -> dict[str, Any]:
+    """Check `upload` and write `target`; returns the fields of the verdict.
+
+    What could not be taken away before torch opens the file is added to `still_open`.
+    """
     with upload.open("rb") as file:
         if problem := problem_with(file):
             raise Refused(problem)
+        network = plugin_network(where)
+        into = open_to_write(target)
+        still_open += sandbox.enter(readable())
         content, locations = load(file)
-    network = plugin_network(where)
     state, notes = extract_weights(content, network)
     weights = {key: as_stored(key, state[key], like) for key, like in network.items()}
     others = {str(state[key].dtype) for key, like in network.items() if like.is_floating_point()}
@@ -119,15 +130,22 @@ def convert(upload: Path, target: Path, where: str) -> dict[str, Any]:
     devices = sorted(name for name in locations if re.fullmatch(r"[a-z]{1,16}:\d{1,3}", name))
     if devices:
         notes.append(f"The weights were saved on {devices[0]}, and are stored for every device.")
-    return {**store(weights, target), "warnings": notes}
+    return {**store(weights, into), "warnings": notes}
+
+
+def readable() -> list[str]:
+    """What torch may still want to import: the folders of packages, never one with volumes."""
+    import torch
+
+    packages = str(Path(torch.__file__).parent.parent)
+    ours = sysconfig.get_paths()
+    return [ours["stdlib"], ours["platstdlib"], packages, "/usr/lib", "/lib64", "/dev/null"]
 
 
 def load(file: IO[bytes]) -> tuple[Any, set[str]]:
     """The file's content, on the CPU, and the devices on which it was saved."""
-    try:
-        import torch
-    except Exception as error:
-        raise Refused(f"torch cannot be imported ({type(error).__name__}).", "no-plugin") from error
+    import torch
+
     locations: set[str] = set()
 
     def on_cpu(storage: Any, location: Any) -> Any:
@@ -162,6 +180,10 @@ def explain_load_error(error: Exception) -> str:
 
 def plugin_network(where: str) -> dict[str, Any]:
     """The keys and tensors of the installed plugin's network, which is at `module:attribute`."""
+    try:
+        import torch  # noqa: F401
+    except Exception as error:
+        raise Refused(f"torch cannot be imported ({type(error).__name__}).", "no-plugin") from error
     try:
         module, _, path = where.partition(":")
         network = operator.attrgetter(path)(importlib.import_module(module))
@@ -245,7 +267,22 @@ def as_stored(key: str, value: Any, like: Any) -> Any:
     return torch.empty(like.shape, dtype=like.dtype).copy_(value)
 
 
-def store(weights: dict[str, Any], target: Path) -> dict[str, Any]:
+def open_to_write(target: Path) -> BinaryIO:
+    """TARGET, opened."""
+    try:
+        return target.open("wb")
+    except OSError as error:
+        raise cannot_write(error) from error
+
+
+def cannot_write(error: OSError) -> Refused:
+    """Why TARGET could not be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    words = "The disk is full." if full else "The weights could not be written."
+    return Refused(words, "disk-full" if full else "cannot-write")
+
+
+def store(weights: dict[str, Any], target: BinaryIO) -> dict[str, Any]:
     """Write TARGET, durably; returns its checksum and its size in bytes."""
     import torch
 
@@ -253,14 +290,12 @@ def store(weights: dict[str, Any], target: Path) -> dict[str, Any]:
     torch.save(weights, memory)
     content = memory.getbuffer()
     try:
-        with target.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with target:
+            target.write(content)
+            target.flush()
+            os.fsync(target.fileno())
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        words = "The disk is full." if full else "The weights could not be written."
-        raise Refused(words, "disk-full" if full else "cannot-write") from error
+        raise cannot_write(error) from error
     return {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
 
 
