@@ -240,3 +240,43 @@ def test_weights_are_checked_in_a_sandbox(tmp_path: Path) -> None:
         pytest.skip("this machine's kernel has no Landlock")
     assert "the.sandbox" in verdict["detail"]
     assert verdict["open"] == []
+
+
+# --- the weights -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("executor", ["fresh", "warm"])
+def test_a_run_that_changes_its_weights_fails_and_changes_nobody_elses(
+    start_server: StartServer, executor: str
+) -> None:
+    server = start_server("escaping/writes_into_the_weights.py", executor=executor)
+    for model in ("writes", "hides", "removes", "replaces"):
+        seed_model(server.workspace, model, model.encode())
+        for _ in range(2):  # the second run has the weights that the first one had
+            job = server.ended(server.submit(model=model))
+            assert (job["state"], job["error"]["code"]) == ("failed", "plugin-failed"), model
+            assert "weights" in job["error"]["detail"]
+            folder = server.workspace / "jobs" / job["id"]
+            stored = server.workspace / "models" / model / "model.pth"
+            assert stored.read_bytes() == model.encode()
+            assert stored.samefile(folder / "input" / "model.pth")
+            assert not (folder / ".weights").exists()
+
+    seed_model(server.workspace, "touches", b"touches")
+    assert server.ended(server.submit(model="touches"))["state"] == "succeeded"
+
+
+def test_weights_that_a_crash_left_aside_are_used_again(start_server: StartServer) -> None:
+    server = start_server("hangs.py")
+    job_id = server.submit()
+    folder = server.workspace / "jobs" / job_id
+    eventually(lambda: (folder / ".weights").exists() and (folder / "plugin.log").exists())
+    server.stop(signal.SIGKILL)
+    copy = folder / "input" / "model.pth"
+    assert not copy.samefile(folder / ".weights")
+    copy.chmod(0o660)
+    copy.write_bytes(b"")  # as after a power cut
+
+    server = start_server("ok.py")
+    assert server.ended(job_id)["state"] == "succeeded"
+    assert copy.samefile(server.workspace / "models" / "demo" / "model.pth")

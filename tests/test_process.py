@@ -122,7 +122,7 @@ async def test_a_missing_folder_is_told_apart_from_a_missing_command(
 @pytest.mark.anyio
 async def test_a_log_that_cannot_be_opened_raises(job: str, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(OSError, match="is a folder"):
         await run(job, tmp_path, "true")
 
 

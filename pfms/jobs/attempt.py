@@ -9,6 +9,7 @@ from pfms.errors import BadResult, DiskFull, PluginFailed, by_code
 from pfms.executors.environment import run_environment
 from pfms.jobs.belongings import Belongings
 from pfms.jobs.job import FileFacts, Job, PluginUsed, RunFacts, Segmentation
+from pfms.jobs.own_weights import put_back
 from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, versions
 from pfms.plugin.types import PluginExit, PluginRun, Resultant
@@ -64,7 +65,7 @@ class Attempt:
             self._tree.clear_run()
             script = PLUGIN.command_script(run.argv, environment).encode()
             self._tree.write(self._tree.command, script, mode=0o770)
-        self._belongings = Belongings(self._tree, script)
+            self._belongings = Belongings(self._tree, script)
         found = versions()
         is_ours = self._command.kind == "entry-point" and self._command.name == PLUGIN.name
         facts = RunFacts(
@@ -82,6 +83,7 @@ class Attempt:
     def _check_inputs(self) -> None:
         """Check that the weights still have the checksum that the job's record names."""
         try:
+            put_back(self._tree)
             with self._tree.open(self._tree.model) as model:
                 found = size_and_sha256(model)[1]
             self._tree.open(self._tree.volume).close()

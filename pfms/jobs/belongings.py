@@ -5,6 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from pfms.jobs.own_weights import OwnWeights
 from pfms.storage.inside import NotAFile
 from pfms.storage.workspace import JobTree
 
@@ -22,10 +23,14 @@ class Belongings:
         Args:
             tree: The job's folder.
             script: The content of `command.sh`.
+
+        Raises:
+            OSError: There is no room for the run's own copy of the weights.
         """
         self._tree = tree
         self._script = script
         self._volume = _stamp(tree, tree.volume)
+        self._weights = OwnWeights(tree)
 
     def put_right(self) -> str | None:
         """After the run, remove or restore what the plugin put in the place of something of ours.
@@ -37,6 +42,7 @@ class Belongings:
         try:
             self._tree.restore_access()
             did = [*self._log(), *self._record(), *self._command(), *self._input()]
+            did += self._weights.put_right()
         except NotAFile:
             did = ["replaced its job's folder"]
         except FileNotFoundError:

@@ -163,7 +163,7 @@ class Runs:
             )
             with self._spans.span("run"):
                 await asyncio.wait({active.plugin})
-                await asyncio.to_thread(attempt.settle)
+        await asyncio.to_thread(attempt.settle)
         if active.plugin is None or active.plugin.cancelled():
             return self._stopped(active)
         plugin_exit = active.plugin.result()
