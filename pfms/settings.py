@@ -46,6 +46,7 @@ class Settings(BaseSettings):
     max_uploads_per_caller: int = Field(0, ge=0)
     max_bytes_per_caller: ByteSize = Field(ByteSize(0), ge=0)
     job_timeout_seconds: float = Field(1800, gt=0)
+    judge_seconds: float = Field(300, gt=0)
     grace_seconds: float = Field(2, ge=0)
     drain_seconds: float = Field(30, ge=0)
     max_attempts: int = Field(2, ge=1)

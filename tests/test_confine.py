@@ -280,3 +280,40 @@ def test_weights_that_a_crash_left_aside_are_used_again(start_server: StartServe
     server = start_server("ok.py")
     assert server.ended(job_id)["state"] == "succeeded"
     assert copy.samefile(server.workspace / "models" / "demo" / "model.pth")
+
+
+# --- judging ---------------------------------------------------------------------------------
+
+
+FAR_AWAY = "puts its voxels far away"
+JUDGED = {
+    "far_voxels": (FAR_AWAY, False),
+    "huge_shape": ("has the shape", False),
+    "endless_gzip": ("far larger than its header says", False),
+    "endless_name": ("cannot be used", False),
+    "endless_zeros": (FAR_AWAY, False),
+    "huge_logits": ("logits have the shape", True),
+}
+
+
+def test_whatever_a_result_claims_it_is_judged_soon_and_in_little_memory(
+    start_server: StartServer,
+) -> None:
+    server = start_server("escaping/claims_much.py", max_grid_voxels=1_000_000)
+    memory = psutil.Process(server.process.pid).memory_info
+    assert server.ended(server.submit())["state"] == "succeeded"
+    before = memory().rss
+    for name, (words, logits) in JUDGED.items():
+        seed_model(server.workspace, name, name.encode())
+        params = {"resultant": "logits"} if logits else {}
+        job = server.ended(server.submit(model=name, params=params))
+        assert (job["state"], job["error"]["code"]) == ("failed", "bad-result"), name
+        assert words in job["error"]["detail"], name
+    assert memory().rss < before + (64 << 20)
+
+
+def test_judging_that_takes_too_long_ends_as_a_bad_result(start_server: StartServer) -> None:
+    server = start_server("ok.py", judge_seconds=1e-9)
+    job = server.ended(server.submit())
+    assert (job["state"], job["error"]["code"]) == ("failed", "bad-result")
+    assert "took over 1e-09 seconds" in job["error"]["detail"]

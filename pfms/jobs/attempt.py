@@ -130,20 +130,21 @@ class Attempt:
             if verdict.error is not None:
                 raise by_code(verdict.error)(verdict.detail)
             tree.new_result()
+            seconds = self._settings.judge_seconds
             try:
                 with (
                     self._written(onehot) as result,
                     tree.open(tree.volume) as volume,
                     tree.writing(tree.segmentation) as target,
                 ):
-                    found = labels.write_labels(result, volume, target)
+                    found = labels.write_labels(result, volume, target, seconds=seconds)
             except BadResult:
                 if disk_full:  # it may be cut off
                     raise DiskFull("The disk of the server was full when it was written.") from None
                 raise
             if self._job.logits:
                 with self._written(logits) as scores:
-                    labels.check_logits(scores)
+                    labels.check_logits(scores, self._settings.max_grid_voxels, seconds=seconds)
                 files["logits"] = logits
             tree.sync(*files.values())
         facts = {resultant: self._facts(file) for resultant, file in files.items()}

@@ -1,6 +1,7 @@
 """Turns the plugin's output into labels on the volume's own grid, and checks it on the way."""
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from pfms.storage.files import writing_atomically
 from pfms.volumes.geometry import header_affine, loaded_affine, same, voxel_millilitres
 from pfms.volumes.place import pixdim_of_upload
 from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
+
+JUDGE_SECONDS = 300.0
+"""The most that reading one file of a result may take; 512 x 512 x 400 voxels take about five."""
 
 _LABEL_INTENT = 1002  # NIFTI_INTENT_LABEL
 _GEOMETRY = (
@@ -44,7 +48,11 @@ class LabelFacts:
 
 
 def write_labels(
-    onehot: Path | BufferedReader, volume: Path | BufferedReader, target: Path | BufferedWriter
+    onehot: Path | BufferedReader,
+    volume: Path | BufferedReader,
+    target: Path | BufferedWriter,
+    *,
+    seconds: float = JUDGE_SECONDS,
 ) -> LabelFacts:
     """Write the plugin's segmentation as labels: uint8, 0 background and 1 spleen.
 
@@ -57,16 +65,17 @@ def write_labels(
         onehot: The plugin's `*_seg.nii.gz`: (x, y, z, 2), one-hot, background first.
         volume: What the plugin got, as `admit.admit_volume` left it.
         target: Ends in `.nii.gz`; a path appears once the labels are complete.
+        seconds: The most that reading `onehot` may take.
 
     Raises:
         BadResult: The segmentation is missing or not readable, does not lie where the volume does,
-            or is not one-hot.
+            or is not one-hot; or it takes too long to read.
     """
     with NiftiReader(volume) as source:
         header, grid = source.stored, source.shape[:3]
         affine, loaded = header_affine(source.header), loaded_affine(source.header)
         pixdim = pixdim_of_upload(source)
-    with _result(onehot) as result:
+    with _result(onehot, seconds) as result:
         if result.shape != (*grid, 2):
             raise BadResult(
                 f"The plugin's segmentation has the shape {_times(result.shape)}, "
@@ -97,34 +106,82 @@ def labels_checksum(onehot: Path | BufferedReader) -> str:
         return _decode(result)[1]
 
 
-def check_logits(logits: Path | BufferedReader) -> None:
+def check_logits(
+    logits: Path | BufferedReader, most: int, *, seconds: float = JUDGE_SECONDS
+) -> None:
     """Check that the plugin's `output.nii.gz` is whole and all its numbers are finite.
 
     It may be empty: the plugin crops a volume that is all air to nothing.
 
+    Args:
+        logits: The file.
+        most: The most voxels that it may have.
+        seconds: The most that reading it may take.
+
     Raises:
-        BadResult: It is not whole, or a number is not finite.
+        BadResult: It is not whole, a number is not finite, or it is too large.
     """
-    with _result(logits) as result:
+    with _result(logits, seconds) as result:
+        if prod(result.shape) > most:
+            raise BadResult(
+                f"The plugin's logits have the shape {_times(result.shape)}, "
+                f"more than {most} voxels."
+            )
         for values in result.values(prod(result.shape)):
             if not np.isfinite([values.min(), values.max()]).all():
                 raise BadResult("The plugin's logits are not all finite.")
         result.tail()
 
 
+class _Timed(BufferedReader):
+    """A file that can be read until a point in time, from its start."""
+
+    def __init__(self, file: BufferedReader, seconds: float) -> None:
+        super().__init__(file.raw)
+        self._until = time.monotonic() + seconds
+        self._late = f"Reading the plugin's {Path(file.name).name} took over {seconds:g} seconds."
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read as usual."""
+        if time.monotonic() > self._until:
+            raise BadResult(self._late)
+        return super().read(size)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """Read as usual."""
+        if time.monotonic() > self._until:
+            raise BadResult(self._late)
+        return super().read1(size)
+
+
 @contextmanager
-def _result(source: Path | BufferedReader) -> Iterator[NiftiReader]:
-    """Open a file that the plugin wrote; anything wrong with it is a `BadResult`."""
+def _result(source: Path | BufferedReader, seconds: float = JUDGE_SECONDS) -> Iterator[NiftiReader]:
+    """Open a file that the plugin wrote; anything wrong with it is a `BadResult`.
+
+    Its own size, and that of what it unpacks to, are bounded by its header, which the caller
+    compares with what the plugin should have written. The clock is for what nobody foresaw.
+    """
+    if isinstance(source, Path):
+        try:
+            opened = source.open("rb")
+        except FileNotFoundError as error:
+            raise BadResult(f"The plugin did not write {source.name}.") from error
+        with opened, _result(opened, seconds) as reader:
+            yield reader
+        return
     name = Path(source.name).name
+    timed = _Timed(source, seconds)
     try:
-        with NiftiReader(source) as reader:
+        with NiftiReader(timed) as reader:
+            if reader.offset > TAIL:
+                raise BadResult(f"The header of the plugin's {name} puts its voxels far away.")
             if reader.file_size > reader.size + reader.size // 64 + 2 * TAIL:
                 raise BadResult(f"The plugin's {name} is far larger than its header says.")
             yield reader
-    except FileNotFoundError as error:
-        raise BadResult(f"The plugin did not write {name}.") from error
     except RequestError as error:
         raise BadResult(f"The plugin's {name} cannot be used: {error.detail}") from error
+    finally:
+        timed.detach()  # `source` stays open
 
 
 def _label_header(
