@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(2, ge=0)
     drain_seconds: float = Field(30, ge=0)
     max_attempts: int = Field(2, ge=1)
+    max_run_memory: ByteSize = Field(ByteSize(0), ge=0)
     max_log_bytes: ByteSize = Field(ByteSize(16 * MIB), ge=64 * KIB)
 
     max_upload_bytes: ByteSize = Field(ByteSize(2 * GIB), gt=0)
@@ -139,6 +140,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "max_bytes_per_caller",
+        "max_run_memory",
         "max_log_bytes",
         "max_upload_bytes",
         "max_volume_bytes",

@@ -317,3 +317,23 @@ def test_judging_that_takes_too_long_ends_as_a_bad_result(start_server: StartSer
     job = server.ended(server.submit())
     assert (job["state"], job["error"]["code"]) == ("failed", "bad-result")
     assert "took over 1e-09 seconds" in job["error"]["detail"]
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("executor", ["fresh", "warm"])
+def test_a_run_that_needs_more_memory_than_it_may_have_says_so(
+    start_server: StartServer, executor: str
+) -> None:
+    plugin = "escaping/takes_memory.py"
+    server = start_server(plugin, executor=executor, max_run_memory="1GiB")
+    job = server.ended(server.submit())
+    assert (job["state"], job["error"]["code"]) == ("failed", "out-of-memory")
+    said = server.http.get(f"/jobs/{job['id']}/log").text
+    assert "the kernel kills me at 500" in said
+    assert Path(f"/proc/{server.process.pid}/oom_score_adj").read_text() != "500\n"
+    server.stop()
+
+    server = start_server(plugin, executor=executor)
+    assert server.ended(server.submit())["state"] == "succeeded"

@@ -23,6 +23,9 @@ def make_executor(settings: Settings, command: PluginCommand, metrics: Metrics) 
     """
     workspace = Workspace(settings.workspace)
     workspace.make()
+    if settings.max_run_memory:
+        most = settings.max_run_memory.human_readable()
+        log.info("each process of a run may have %s of memory (RLIMIT_DATA)", most)
     if settings.executor == "warm":
         why_not = _why_not_warm(command)
         if not why_not:

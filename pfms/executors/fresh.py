@@ -45,6 +45,7 @@ class FreshExecutor:
                 output=output,
                 time_limit=run.time_limit,
                 grace=run.grace,
+                max_memory=run.max_memory,
             )
 
     async def close(self) -> None:

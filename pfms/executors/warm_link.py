@@ -196,6 +196,7 @@ class WarmParent:
             "job": run.job,
             "argv": argv,
             "cwd": str(run.root),
+            "memory": run.max_memory,
             "environment": self._environment_changes(
                 child_environment({**environment, JOB_MARK: run.job})
             ),

@@ -60,6 +60,7 @@ class Attempt:
             time_limit=self._settings.job_timeout_seconds,
             grace=self._settings.grace_seconds,
             max_log_bytes=self._settings.max_log_bytes,
+            max_memory=self._settings.max_run_memory,
         )
         with reporting_full_disk():
             self._tree.clear_run()

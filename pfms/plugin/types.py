@@ -41,6 +41,7 @@ class PluginRun:
         environment: What to set on top of the server's own environment.
         log: The file that stdout and stderr are appended to.
         max_log_bytes: Of more than this, the log keeps the head and the tail.
+        max_memory: Bytes for each of its processes; 0 sets no limit.
         time_limit: Seconds from the start, after which the run is ended.
         grace: Seconds between TERM and KILL.
     """
@@ -53,6 +54,7 @@ class PluginRun:
     time_limit: float
     grace: float
     max_log_bytes: int = 16 << 20
+    max_memory: int = 0
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ async def run_in_group(
     output: int,
     time_limit: float,
     grace: float,
+    max_memory: int = 0,
 ) -> PluginExit:
     """Run a program to its end, in its own process group.
 
@@ -74,12 +75,13 @@ async def run_in_group(
         output: The descriptor for stdout and stderr; stdin is empty.
         time_limit: Seconds from the start.
         grace: Seconds between TERM and KILL.
+        max_memory: Bytes for each of its processes; 0 sets no limit.
 
     Raises:
         asyncio.CancelledError: The task was cancelled.
     """
     return await run_child(
-        _spawn(argv, cwd, {**environment, JOB_MARK: job}, output, grace),
+        _spawn(argv, cwd, {**environment, JOB_MARK: job}, output, grace, max_memory),
         job=job,
         command=argv[0],
         cwd=cwd,
@@ -131,10 +133,15 @@ async def run_child(
 
 
 async def _spawn(
-    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], output: int, grace: float
+    argv: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    output: int,
+    grace: float,
+    max_memory: int,
 ) -> Child | OSError:
     """The keeper of the process, which ends as it does, or the error that prevented it."""
-    keeper = (sys.executable, "-I", "-S", str(KEEPER), str(output), str(grace))
+    keeper = (sys.executable, "-I", "-S", str(KEEPER), str(output), str(grace), str(max_memory))
     try:
         process = await asyncio.create_subprocess_exec(
             *keeper,

@@ -1,8 +1,9 @@
 """A separate program that starts a run, and ends everything that the run has started.
 
-    python -I -S keeper.py OUTPUT GRACE COMMAND ARGUMENT...
+    python -I -S keeper.py OUTPUT GRACE MEMORY COMMAND ARGUMENT...
 
-OUTPUT is the descriptor for the run's stdout and stderr. It ends as the run ended: with the same
+OUTPUT is the descriptor for the run's stdout and stderr; MEMORY the most bytes for each of its
+processes, or 0. It ends as the run ended: with the same
 exit code, or by the same signal. On TERM it asks the run to end, and kills it after GRACE seconds;
 when its own stdin ends, because the server has died, it kills the run at once. stdout gets nothing
 if the run has started, or else one line of JSON: the number of the error and the file.
@@ -24,9 +25,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pfms.programs.family import adopt_orphans, end_descendants
+    from pfms.programs.memory import limit_memory
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
     from family import adopt_orphans, end_descendants
+    from memory import limit_memory
 
 _LEFTOVER_SECONDS = 0.2  # between TERM and KILL for what an ended run left in its group
 _KILL_SECONDS = 1.0  # for the kernel to end a process after KILL
@@ -106,10 +109,11 @@ def _end_leftovers(run: int) -> None:
     _reap(0)
 
 
-def main(output: int, grace: float, argv: list[str]) -> int:
+def main(output: int, grace: float, memory: int, argv: list[str]) -> int:
     """Start the run and wait for it; returns its status, as from waitpid."""
     keeper = Keeper(grace)
     adopt_orphans()
+    limit_memory(memory)
     nothing = os.open(os.devnull, os.O_RDWR)
     try:
         run = os.posix_spawnp(
@@ -136,7 +140,8 @@ def main(output: int, grace: float, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    code = os.waitstatus_to_exitcode(main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    output, grace, memory, *argv = sys.argv[1:]
+    code = os.waitstatus_to_exitcode(main(int(output), float(grace), int(memory), argv))
     if code < 0:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if -code not in (signal.SIGKILL, signal.SIGSTOP):

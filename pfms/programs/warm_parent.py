@@ -4,7 +4,7 @@
 so that parent and children can all send), with one JSON object per packet:
 
     to it    {entry_point, script, package, adaptations, grace}   once, at the start
-             {run, job, argv, cwd, environment}   and with it the log's file descriptor
+             {run, job, argv, cwd, environment, memory}   and with it the log's file descriptor
     from it  {ready, watch} or {failed}; then for each run, by its number
              {started, pid}                  from the child, once it leads its own session
              {progress, stage, done, total}  from the child
@@ -35,10 +35,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from pfms.programs import family, warm_plugin
+    from pfms.programs import family, memory, warm_plugin
 else:  # it is beside this file, where Python may have been told not to look
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
     import family
+    import memory
     import warm_plugin
 
 Message = dict[str, Any]
@@ -192,6 +193,7 @@ class Parent:
         self._run = order["run"]
         os.setsid()
         family.adopt_orphans()
+        memory.limit_memory(order["memory"])
         self._mark.write(order["job"])
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -226,7 +228,7 @@ def main() -> None:
     """Load the plugin, report that, serve."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [folder for folder in sys.path if folder != here]
-    for name in ("family", "warm_plugin"):
+    for name in ("family", "memory", "warm_plugin"):
         sys.modules.pop(name)  # the plugin must not find our modules, by path or by name
     os.umask(0o007)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
