@@ -51,7 +51,6 @@ def test_queued_jobs_run_after_a_kill_and_the_running_one_runs_again(
     running, *queued = [submit(server) for _ in range(3)]
     until(server, running, "running")
     server.stop(signal.SIGKILL)
-    assert processes_of(server.workspace), "the plugin outlived its server"
 
     server = start_server("ok.py")
     for job_id in (running, *queued):
