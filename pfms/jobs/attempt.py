@@ -22,8 +22,6 @@ from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
 
 _NO_ROOM = 1 << 20  # bytes: with less free, whatever the run could not write was larger
-
-
 _LOOK_AT_THE_PLUGIN = "Ask the operator of this server to look at the plugin that it runs."
 
 
@@ -40,6 +38,7 @@ class Attempt:
         self._job = job
         self._belongings: Belongings | None = None
         self._touched: str | None = None
+        self._disk_full = False
 
     def prepare(self, device: str, executor: str) -> tuple[PluginRun, RunFacts]:
         """Clear what an earlier attempt left, write `command.sh`, and describe the run.
@@ -101,6 +100,7 @@ class Attempt:
 
     def settle(self) -> None:
         """After a run, however it ended, put right what it did to the rest of its job's folder."""
+        self._disk_full = self._workspace.free_bytes() < _NO_ROOM  # before anything is removed
         if self._belongings is not None:
             self._touched = self._belongings.put_right()
         for name in PLUGIN.copies:  # they keep all the texts of the volume's header
@@ -118,13 +118,12 @@ class Attempt:
         onehot, logits = (tree.root / PLUGIN.outputs[kind] for kind in ("onehot", "logits"))
         files: dict[Resultant, Path] = {"labels": tree.segmentation, "onehot": onehot}
         with reporting_full_disk():
-            disk_full = self._workspace.free_bytes() < _NO_ROOM
             verdict = PLUGIN.cause_of(
                 plugin_exit,
                 self._end_of_log(),
                 self._is_there(onehot),
                 root=str(tree.root),
-                disk_full=disk_full,
+                disk_full=self._disk_full,
             )
             if self._touched is not None and verdict.error in (None, BadResult.code):
                 raise PluginFailed(f"The plugin {self._touched}.", _LOOK_AT_THE_PLUGIN)
@@ -140,7 +139,7 @@ class Attempt:
                 ):
                     found = labels.write_labels(result, volume, target, seconds=seconds)
             except BadResult:
-                if disk_full:  # it may be cut off
+                if self._disk_full:  # it may be cut off
                     raise DiskFull("The disk of the server was full when it was written.") from None
                 raise
             if self._job.logits:
@@ -148,6 +147,9 @@ class Attempt:
                     labels.check_logits(scores, self._settings.max_grid_voxels, seconds=seconds)
                 files["logits"] = logits
             tree.sync(*files.values())
+            if self._disk_full and self._workspace.free_bytes() < _NO_ROOM:
+                # Its end could not be recorded while what it wrote takes all the room.
+                raise DiskFull("The run filled the disk of the server.")
         facts = {resultant: self._facts(file) for resultant, file in files.items()}
         of_labels = facts.pop("labels")
         segmentation = Segmentation(
