@@ -1,6 +1,5 @@
 import gzip
 import json
-import os
 import random
 import struct
 import subprocess
@@ -342,8 +341,11 @@ print(peak() - before, "torch" in sys.modules, "scipy.ndimage" in sys.modules)
 
 def test_memory_does_not_grow_with_the_volume(tmp_path: Path) -> None:
     header = nifti(np.zeros((2, 2, 2), "int16"), dim=[3, 512, 512, 512, 1, 1, 1, 1])[:352]
-    plain = put(tmp_path / "plain", header, packed=False)
-    os.truncate(plain, 352 + (256 << 20))
+    mebibyte = ct((64, 64, 128)).tobytes()
+    with (tmp_path / "plain").open("wb") as plain:
+        plain.write(header)
+        for _ in range(256):
+            plain.write(mebibyte)
     put(tmp_path / "small", nifti(ct((64, 64, 64))), packed=False)
     done = subprocess.run(
         [sys.executable, "-c", GROWTH, tmp_path],

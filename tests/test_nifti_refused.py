@@ -80,6 +80,17 @@ def test_a_volume_in_several_gzip_members_is_truncated_wherever_it_ends(tmp_path
     refused(upload, TruncatedNifti)
 
 
+def test_members_without_end_are_not_followed(tmp_path: Path) -> None:
+    upload = tmp_path / "upload"
+    empty = gzip.compress(b"")
+    upload.write_bytes(empty * 20_000)
+    refused(upload, TruncatedNifti, LIMITS, "members")
+    upload.write_bytes(gzip.compress(nifti(ct())) + empty * 80_000)
+    refused(upload, TooLarge, LIMITS, "mebibyte")
+    upload.write_bytes(gzip.compress(nifti(ct())) + empty * 9_000)
+    admit(upload)
+
+
 def test_more_than_a_mebibyte_after_a_gzip_stream_is_too_large(tmp_path: Path) -> None:
     upload = tmp_path / "upload"
     for tail in (b"x" * ((1 << 20) + 1), gzip.compress(b"x") + b"x" * (1 << 20)):

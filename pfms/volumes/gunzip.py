@@ -6,12 +6,14 @@ from typing import BinaryIO
 from isal import igzip_lib
 
 _INPUT = 128 << 10
+# Each member costs time, however little is in it: bgzip puts 64 KiB into one, pigz 128.
+_FREE_MEMBERS, _LEAST_IN_MEMBER = 10_000, 16 << 10
 _MARK = b"\x1f\x8b"
 _ERROR: type[Exception] = igzip_lib.error  # type: ignore[assignment]  # a class, whatever its stub says
 
 
 class DamagedGzip(Exception):
-    """A member ends early, or its contents or its checksum are wrong."""
+    """A member ends early, its contents or its checksum are wrong, or there are far too many."""
 
 
 class GzipStream:
@@ -33,6 +35,7 @@ class GzipStream:
         self._start = 0  # of the member that is being read
         self._unpacker: igzip_lib.IgzipDecompressor | None = None
         self._ended = False
+        self._unpacked = 0
         self.members = 0
         self.stray = 0
 
@@ -67,6 +70,7 @@ class GzipStream:
                 self._input = unpacker.unused_data
                 self._unpacker = None
             if piece:
+                self._unpacked += len(piece)
                 return piece
         return b""
 
@@ -81,6 +85,9 @@ class GzipStream:
             self._end()
             return None
         self.members += 1
+        if self.members > _FREE_MEMBERS + self._unpacked // _LEAST_IN_MEMBER:
+            self._end()
+            raise DamagedGzip("The gzip stream consists of more members than a writer would make.")
         self._unpacker = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
         return self._unpacker
 
