@@ -28,6 +28,7 @@ BENCHES = (
     "queued",
     "records",
     "events",
+    "access",
     "upload",
     "throughput",
     "own_share",

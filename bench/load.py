@@ -81,9 +81,9 @@ class Caller:
     def __exit__(self, *error: object) -> None:
         self._connection.close()
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str, headers: dict[str, str] | None = None) -> Answer:
         """GET it."""
-        return self._ask("GET", path, None, {})
+        return self._ask("GET", path, None, headers or {})
 
     def infer(self, volume: bytes, path: str = INFER, prefer: str = "") -> Answer:
         """POST a volume."""

@@ -1,5 +1,6 @@
 """The plugin's own remote mode, unpatched, is the reference client."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from examples.phantoms import make_phantom
-from tests.conftest import Server
+from tests import tokens
+from tests.conftest import Server, nifti_bytes, seed_model, start
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -42,6 +44,38 @@ def test_spleensegs_remote_mode_writes_the_labels(real_server: Server, tmp_path:
     np.testing.assert_array_equal(labels.affine, sent.affine)
     assert labels.shape == sent.shape
     assert 200 < np.asanyarray(labels.dataobj).sum() < 5000
+
+
+def test_it_works_against_a_server_with_tokens_by_a_netrc(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.json"
+    token = tokens.add(file, "ward", "infer")
+    seed_model(tmp_path / "workspace")
+    server = start(tmp_path / "workspace", tokens_file=file)
+    images = tmp_path / "in" / "imagesTs"
+    images.mkdir(parents=True)
+    (images / "ct.nii.gz").write_bytes(nifti_bytes())
+    home = tmp_path / "home"
+    home.mkdir()
+    netrc = home / ".netrc"
+    line = [
+        *(str(Path(sys.executable).with_name("spleenseg")), "--device", "cpu"),
+        *("--mode", f"demo@{server.url}/api/v1/", "in", "out"),
+    ]
+    results = []
+    for password in ("wrong", token):
+        netrc.write_text(f"machine 127.0.0.1 login anyone password {password}\n")
+        netrc.chmod(0o600)
+        environment = {**os.environ, "HOME": str(home)}
+        environment.pop("NETRC", None)
+        ended = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        results.append((ended.stdout, (tmp_path / "out" / "output-0.nii.gz").exists()))
+    jobs = server.http.get("/jobs", headers=tokens.bearer(token)).json()["jobs"]
+    server.stop()
+
+    assert "Error: 401" in results[0][0]
+    assert "Error" not in results[1][0]
+    assert [there for _, there in results] == [False, True]
+    assert [job["owner"] for job in jobs] == ["ward"]
 
 
 def test_its_sendmodel_call_stores_weights(real_server: Server, tmp_path: Path) -> None:
