@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pfms.access.caller import SCOPES, Scope
 from pfms.commands.output import JsonOption, fail, print_json, print_table
+
+if TYPE_CHECKING:
+    from pfms.access.caller import Scope
 
 app = typer.Typer(
     help="The tokens with which clients may call: add, list, revoke. A running server follows.",
@@ -102,7 +104,9 @@ def revoke(name: Name, file: FileOption = None, as_json: JsonOption = False) -> 
         typer.echo(f"{name} is revoked")
 
 
-def _scope(text: str) -> Scope:
+def _scope(text: str) -> "Scope":
+    from pfms.access.caller import SCOPES
+
     known: dict[str, Scope] = {scope: scope for scope in SCOPES}
     if text not in known:
         fail(f"{text!r} is not a scope.", f"Use one of {', '.join(sorted(known))}.")
