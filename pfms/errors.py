@@ -6,7 +6,8 @@ The tree::
     ├── StartError                 the service cannot start (never reaches a client)
     ├── RequestError               the caller can fix it
     │   ├── InvalidParameter  MissingModelID  InvalidModelID  MissingFile  IdempotencyMismatch
-    │   ├── UnsupportedCoding  RequestTimeout  Unauthorized  ForbiddenScope  Forbidden  WrongHost
+    │   ├── UnsupportedCoding  RequestTimeout  HeadersTooLarge
+    │   ├── Unauthorized  ForbiddenScope  Forbidden  WrongHost
     │   ├── NotAModel
     │   ├── NotANifti  TruncatedNifti  UnsupportedNifti  TooLarge
     │   ├── ModelNotFound  JobNotFound
@@ -152,8 +153,16 @@ class UnsupportedCoding(RequestError):
     )
 
 
+class HeadersTooLarge(RequestError):
+    """URL and headers, or the trailers, are longer or more than the server reads."""
+
+    code = "headers-too-large"
+    title = "The headers of the request are too large"
+    remedy = "Send fewer and shorter headers, and a shorter URL."
+
+
 class RequestTimeout(RequestError):
-    """Nothing arrived for PFMS_IDLE_SECONDS in the middle of a request."""
+    """Next to nothing arrived for PFMS_IDLE_SECONDS in the middle of a request."""
 
     code = "request-timeout"
     title = "The request stopped in the middle"

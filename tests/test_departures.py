@@ -148,6 +148,59 @@ def test_silence_in_the_middle_of_a_body_ends_it(
     assert answer.headers["connection"] == "close"
 
 
+def drip(wire: Wire, piece: bytes) -> None:
+    """Send a little now and then, until the server has an answer or hangs up."""
+
+    def sent() -> bool:
+        try:
+            wire.send(piece)
+        except OSError:
+            return True
+        return bool(wire.peek())
+
+    eventually(sent)
+
+
+@pytest.mark.parametrize("path", [INFER, MODELPTH])
+def test_a_body_that_trickles_ends_it(hasty_server: Server, path: str) -> None:
+    before = files_of(hasty_server)
+    with Wire(hasty_server.url) as wire:
+        wire.head(
+            "POST", f"/api/v1{path}?modelID=demo", Content_Type=FORM, Content_Length=3_000_000
+        )
+        wire.send(part(b"")[:-2])
+        drip(wire, b"x")
+        answer = wire.answer()
+        assert files_of(hasty_server) == before
+
+    problem = is_problem(answer, 408, "request-timeout")
+    assert "Only" in problem["detail"]
+
+
+def test_a_head_that_trickles_ends_the_connection(hasty_server: Server) -> None:
+    with Wire(hasty_server.url) as wire:
+        wire.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ")
+        drip(wire, b"x")
+        is_problem(wire.answer(), 408, "request-timeout")
+
+
+def test_the_rest_of_a_refused_body_may_not_trickle(hasty_server: Server) -> None:
+    with Wire(hasty_server.url) as wire:
+        wire.head(
+            "POST", f"/api/v1{INFER}?modelID=none", Content_Type=FORM, Content_Length=1_000_000
+        )
+        is_problem(wire.answer(), 404, "model-not-found")
+
+        def cut_off() -> bool:
+            try:
+                wire.send(b"x")
+            except OSError:
+                return True
+            return False
+
+        eventually(cut_off)
+
+
 def test_silence_where_a_body_should_begin_ends_the_request(hasty_server: Server) -> None:
     with Wire(hasty_server.url) as wire:
         wire.head("POST", TARGET, Content_Type=FORM, Content_Length=1000)

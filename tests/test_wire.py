@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 
+import psutil
 import pytest
 
 from pfms.errors import InvalidParameter
@@ -73,6 +74,7 @@ POST = (
     + FORM.encode()
     + b"\r\n"
 )
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 BROKEN = {
     "a raw byte in the query": b"GET /api/v1/jobs?state=\xc3\xa4 HTTP/1.1\r\nHost: [::1]\r\n\r\n",
     "a raw byte in the path": b"GET /api/v1/\xff HTTP/1.1\r\nHost: [::1]\r\n\r\n",
@@ -89,18 +91,25 @@ BROKEN = {
     "a NUL in a header": b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
     "a folded header": b"GET / HTTP/1.1\r\nX: y\r\n z\r\n\r\n",
     "LF alone": b"GET / HTTP/1.1\nHost: [::1]\n\n",
-    "many headers": b"GET / HTTP/1.1\r\n" + b"X: yyyyyyyyyyyyyyyy\r\n" * 10_000 + b"\r\n",
-    "a long header": b"GET / HTTP/1.1\r\nX: " + b"y" * (4 << 20),
-    "a long URL": b"GET /" + b"y" * (4 << 20),
-    "line breaks only": b"\r\n" * (1 << 20),
     "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
     "a length and chunks": POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nhello",
     "a transfer coding alone": POST + b"Transfer-Encoding: gzip\r\n\r\nhello",
     "a chunk of no size": POST + b"Transfer-Encoding: chunked\r\n\r\nsize\r\nhello",
     "a chunk of a negative size": POST + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello",
     "a chunk that is longer": POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello, world",
-    "a chunk's extension": POST + b"Transfer-Encoding: chunked\r\n\r\n5;" + b"x" * (4 << 20),
-    "a trailer": POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"x" * (4 << 20),
+    "chunks of little": CHUNKED + (b"1;" + b"x" * 8000 + b"\r\ny\r\n") * 500,
+}
+TOO_LARGE = {
+    "large headers": b"GET / HTTP/1.1\r\n" + (b"X: " + b"y" * 1000 + b"\r\n") * 66 + b"\r\n",
+    "many headers": b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 201 + b"\r\n",
+    "a long header": b"GET / HTTP/1.1\r\nX: " + b"y" * (4 << 20),
+    "a long name": b"GET / HTTP/1.1\r\n" + b"y" * (4 << 20),
+    "a long URL": b"GET /" + b"y" * (4 << 20),
+    "a URL above 64 KiB": b"GET /" + b"y" * 66_000 + b" HTTP/1.1\r\n\r\n",
+    "line breaks only": b"\r\n" * (1 << 20),
+    "a chunk's extension": CHUNKED + b"5;" + b"x" * (4 << 20),
+    "a trailer": CHUNKED + b"0\r\nX: " + b"x" * (4 << 20),
+    "many trailers": CHUNKED + b"0\r\n" + b"X: y\r\n" * 201 + b"\r\n",
 }
 for length in (
     "9" * 5000,
@@ -132,6 +141,45 @@ def test_what_is_not_http_gets_a_problem_document(server: Server, content: bytes
     assert problem["remedy"] != InvalidParameter.remedy
     assert answer.headers["connection"] == "close"
     assert jobs_made(server) == before
+
+
+@pytest.mark.parametrize("content", TOO_LARGE.values(), ids=TOO_LARGE)
+def test_more_headers_than_anyone_needs_are_refused(server: Server, content: bytes) -> None:
+    before = jobs_made(server)
+    with Wire(server.url) as wire:
+        with suppress(OSError):
+            wire.send(content)
+        answer = wire.answer()
+        assert wire.ends() == b""
+
+    is_problem(answer, 431, "headers-too-large")
+    assert answer.headers["connection"] == "close"
+    assert jobs_made(server) == before
+
+
+@pytest.mark.parametrize("piece", [b"y" * (1 << 20), b"X: yyy\r\n" * 100_000], ids=["one", "many"])
+def test_headers_without_end_are_not_kept_in_memory(server: Server, piece: bytes) -> None:
+    process = psutil.Process(server.process.pid)
+
+    def memory_after(pieces: int) -> int:
+        with Wire(server.url) as wire:
+            wire.send(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ")
+            with suppress(OSError):
+                for _ in range(pieces):
+                    wire.send(piece)
+            is_problem(wire.answer(), 431, "headers-too-large")
+        size: int = process.memory_info().rss
+        return size
+
+    before = memory_after(1)
+    assert memory_after(64) - before < 1 << 20
+
+
+def test_two_hundred_headers_are_read(server: Server) -> None:
+    with Wire(server.url) as wire:
+        head = b"GET /api/v1/about HTTP/1.1\r\nHost: localhost\r\n"
+        wire.send(head + b"X: y\r\n" * 199 + b"\r\n")
+        assert wire.answer("GET").status == 200
 
 
 @pytest.mark.parametrize("length", ["0" * 5000, "0" * 5000 + "5"])

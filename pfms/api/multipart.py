@@ -14,6 +14,7 @@ from pfms.storage.upload import Upload, UploadWriter
 
 _OTHERS_LIMIT = 1 << 20  # bytes of headers and other fields that are skipped
 _TEXT_LIMIT = 1024  # bytes; a longer field is not a file's name sent as text
+_SLOW_BYTES = 16 << 10  # fewer than this in PFMS_IDLE_SECONDS, and the sender is cut off
 _AS_IT_IS = (b"", b"7bit", b"8bit", b"binary")
 
 OPENAPI_BODY: dict[str, Any] = {
@@ -100,7 +101,7 @@ async def receive_file(
         MissingFile: The form has no such field, or no file in it.
         InvalidParameter: The form is broken, or has the field twice.
         TooLarge: The file, or the rest of the form, is too large.
-        RequestTimeout: Nothing arrived for `idle_seconds`.
+        RequestTimeout: It waited `idle_seconds` for the next 16 KiB.
         starlette.requests.ClientDisconnect: The client went away.
     """
     form = _Form(boundary)
@@ -117,17 +118,26 @@ async def receive_file(
 
 
 async def _chunks(request: Request, idle_seconds: float) -> AsyncIterator[bytes]:
+    """The body as it arrives. Only the time spent waiting for the client counts."""
     stream = request.stream()
+    clock = asyncio.get_running_loop().time
+    left, received = idle_seconds, 0
     while True:
+        began = clock()
         try:
-            async with asyncio.timeout(idle_seconds):
+            async with asyncio.timeout(left):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError:
+            came = f"Only {received} bytes" if received else "Nothing"
             raise RequestTimeout(
-                f"Nothing arrived for {idle_seconds:g} seconds in the middle of the body."
+                f"{came} arrived in {idle_seconds:g} seconds in the middle of the body."
             ) from None
+        left -= clock() - began
+        received += len(chunk)
+        if received >= _SLOW_BYTES:
+            left, received = idle_seconds, 0
         yield chunk
 
 

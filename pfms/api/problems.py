@@ -36,6 +36,7 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.MissingFile: 422,
     errors.UnsupportedCoding: 415,
     errors.RequestTimeout: 408,
+    errors.HeadersTooLarge: 431,
     errors.IdempotencyMismatch: 422,
     errors.NotAModel: 422,
     errors.NotANifti: 422,
@@ -86,10 +87,12 @@ class MethodNotAllowed(errors.RequestError):
 
 STATUS |= {NotFound: 404, MethodNotAllowed: 405}
 
-# Problems of any call: a wrong Host (names.py), and whatever the operating system refuses.
+# Problems of any call: a wrong Host (names.py), too large a head (wire.py), and whatever the
+# operating system refuses.
 ANYWHERE: tuple[type[errors.PfmsError], ...] = (
     errors.PfmsError,
     errors.WrongHost,
+    errors.HeadersTooLarge,
     errors.NotReady,
     errors.DiskFull,
 )

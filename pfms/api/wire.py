@@ -1,7 +1,8 @@
 """HTTP/1.1 on one connection: uvicorn's protocol, made to work with more clients.
 
-It adds four things: requests to upgrade are ignored; every refusal is a problem document; a client
-may shut down its sending side before the response; one that is silent for too long is cut off.
+It adds five things: requests to upgrade are ignored; every refusal is a problem document; a client
+may shut down its sending side before the response; one that is silent or slow for too long is cut
+off; what surrounds a body is bounded.
 """
 
 import asyncio
@@ -13,11 +14,16 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pfms.api.problems import problem
-from pfms.errors import InvalidParameter, PfmsError, RequestTimeout
+from pfms.errors import HeadersTooLarge, InvalidParameter, PfmsError, RequestTimeout
 
 _HEAD_LIMIT = 64 << 10  # bytes of a request's line and headers, and of its trailers
+_HEADERS_LIMIT = 200  # of a request, its trailers included
+_FRAMING_LIMIT = 1 << 20  # bytes around a chunked body: sizes, extensions, trailers, what precedes
+_FRAMING_PER_BYTE = 16  # and for each byte of the body so many more: a chunk of one has 6
+_SLOW_BYTES = 16 << 10  # fewer of a refused body in the keep-alive time, and the client is cut off
 _LINGER_SECONDS = 30  # for a client to read a refusal while it is still sending
 _PROBE_SECONDS = 1  # between checks whether a half-closed client is still there
+_LARGER_CHUNKS = "Send larger chunks, without extensions."
 _START_OF_RESPONSE = b"HTTP/1.1 "  # whatever its status
 
 
@@ -51,6 +57,10 @@ class Connection(HttpToolsProtocol):
         self._in_head = False  # from the first byte of a request to the end of its headers
         self._in_message = False  # from the first byte of the head to the last of the body
         self._head_size = 0
+        self._headers = 0  # how many there were
+        self._received = 0  # bytes since the body began, and a little before it
+        self._body_size = 0
+        self._rest = 0  # bytes of a refused body since the client last proved not to be slow
         self._progressed = False  # whether the last bytes completed anything for the parser
         self._without_progress = 0  # bytes that the parser has taken since it last progressed
         self._discarding = False  # whatever still arrives
@@ -92,7 +102,7 @@ class Connection(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         if self._in_message:
             detail = f"The head of the request was incomplete after {self._idle_seconds:g} seconds."
-            self._refuse(RequestTimeout(detail), 408)
+            self._refuse(RequestTimeout(detail))
         else:
             self._plain.close()
 
@@ -109,12 +119,22 @@ class Connection(HttpToolsProtocol):
         if self._discarding:
             return
         self._without_progress = 0 if self._progressed else self._without_progress + len(data)
+        self._received += len(data)
+        framing = self._received - self._body_size
         if self._without_progress > _HEAD_LIMIT:
             self._refuse(_too_long())
+        elif framing > _FRAMING_LIMIT + _FRAMING_PER_BYTE * self._body_size:
+            self._refuse(InvalidParameter("The chunks of the body are too small.", _LARGER_CHUNKS))
         elif self._in_head and self._timer is None:
             self._set_timer(self._idle_seconds, self._head_is_late)
         elif self._in_message and not self._in_head and self.cycle.response_complete:
-            # The rest of a refused body: nothing else limits how long it may take.
+            self._take_rest(len(data))
+
+    def _take_rest(self, size: int) -> None:
+        """Some of a body came that was refused: nothing else limits how long it may take."""
+        self._rest += size
+        if self._rest >= _SLOW_BYTES:
+            self._rest = 0
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -154,7 +174,7 @@ class Connection(HttpToolsProtocol):
         """The first byte of a request; line breaks before it do not count."""
         self._unset_keepalive_if_required()
         self._progressed = self._in_head = self._in_message = True
-        self._head_size = 0
+        self._head_size = self._headers = self._received = self._body_size = self._rest = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -164,7 +184,10 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer after the body, which is ignored."""
+        self._headers += 1
         self._count(len(name) + len(value))
+        if self._headers > _HEADERS_LIMIT:
+            raise HeadersTooLarge(f"The request has more than {_HEADERS_LIMIT} headers.")
         if self._in_head:
             super().on_header(name, value)
 
@@ -187,6 +210,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         self._progressed = True
+        self._body_size += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -198,7 +222,7 @@ class Connection(HttpToolsProtocol):
 
     # --- refusals ----------------------------------------------------------------------------
 
-    def _refuse(self, error: PfmsError, status: int = 400) -> None:
+    def _refuse(self, error: PfmsError) -> None:
         """Respond in place of the service, and hang up."""
         self._discarding = True
         cycle = self.cycle
@@ -215,9 +239,11 @@ class Connection(HttpToolsProtocol):
             self.logger.warning("refused: %s", error.detail)
             self._on_refusal(error.code, status, self.client[0] if self.client else None)
             path = self.url.partition(b"?")[0].decode("ascii", "replace") if self.url else "/"
+            status = 400 if isinstance(error, InvalidParameter) else None  # 422 is for the service
             answer = problem(error, path, self._root, {"Connection": "close"}, status)
             lines = [b"%s: %s\r\n" % pair for pair in answer.raw_headers]
-            self._responses.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", answer.body]))
+            start = STATUS_LINE[answer.status_code]
+            self._responses.write(b"".join([start, *lines, b"\r\n", answer.body]))
         self._responses.close()
 
     def _hang_up(self) -> None:
@@ -310,10 +336,9 @@ class _ResponseTransport:
         return getattr(self._transport, name)
 
 
-def _too_long() -> InvalidParameter:
-    return InvalidParameter(
-        f"The head of the request has more than {_HEAD_LIMIT} bytes.",
-        "Send fewer and shorter headers.",
+def _too_long() -> HeadersTooLarge:
+    return HeadersTooLarge(
+        f"The URL and the headers, or what follows the body, have more than {_HEAD_LIMIT} bytes."
     )
 
 
