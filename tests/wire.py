@@ -52,11 +52,27 @@ class _Incoming(io.BufferedReader):
 class Wire:
     """A connection to a server; `tls` is needed for https."""
 
-    def __init__(self, url: str, seconds: float = 60, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        seconds: float = 60,
+        tls: ssl.SSLContext | None = None,
+        *,
+        buffer: int | None = None,
+        source: str = "",
+    ) -> None:
+        """Connect, with a receive buffer of so many bytes, from the address `source`."""
         place = urlsplit(url)
         assert place.hostname
         assert place.port
-        self._socket = socket.create_connection((place.hostname, place.port), timeout=seconds)
+        family = socket.AF_INET6 if ":" in place.hostname else socket.AF_INET
+        self._socket = socket.socket(family)
+        self._socket.settimeout(seconds)
+        if buffer is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        if source:
+            self._socket.bind((source, 0))
+        self._socket.connect((place.hostname, place.port))
         if tls is not None:
             self._socket = tls.wrap_socket(self._socket, server_hostname=place.hostname)
         self._incoming = _Incoming(self._socket.makefile("rb", buffering=0))
@@ -80,6 +96,21 @@ class Wire:
 
     def send(self, content: bytes) -> None:
         self._socket.sendall(content)
+
+    def send_at_once(self, content: bytes) -> bool:
+        """Send what the kernel takes without waiting; whether it took any."""
+        seconds = self._socket.gettimeout()
+        self._socket.setblocking(False)
+        try:
+            return self._socket.send(content) > 0
+        except BlockingIOError:
+            return False
+        finally:
+            self._socket.settimeout(seconds)
+
+    def read(self, most: int) -> bytes:
+        """Some of what comes; nothing at the end."""
+        return self._socket.recv(most)
 
     def line(self) -> str:
         """The first line that comes, and the empty one after it: of a 100 Continue, say."""

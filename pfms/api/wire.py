@@ -2,7 +2,7 @@
 
 It adds five things: requests to upgrade are ignored; every refusal is a problem document; a client
 may shut down its sending side before the response; one that is silent or slow for too long is cut
-off; what surrounds a body is bounded.
+off, whether it sends or reads; what surrounds a body is bounded.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from pfms.api.outgoing import Outgoing
 from pfms.api.problems import problem
 from pfms.errors import HeadersTooLarge, InvalidParameter, PfmsError, RequestTimeout
 
@@ -24,7 +25,6 @@ _SLOW_BYTES = 16 << 10  # fewer of a refused body in the keep-alive time, and th
 _LINGER_SECONDS = 30  # for a client to read a refusal while it is still sending
 _PROBE_SECONDS = 1  # between checks whether a half-closed client is still there
 _LARGER_CHUNKS = "Send larger chunks, without extensions."
-_START_OF_RESPONSE = b"HTTP/1.1 "  # whatever its status
 
 
 class Connection(HttpToolsProtocol):
@@ -52,7 +52,7 @@ class Connection(HttpToolsProtocol):
         self._on_refusal = on_refusal
         self.url = b""  # uvicorn sets it when a request begins
         self._plain: asyncio.Transport = None  # type: ignore[assignment]
-        self._responses: _ResponseTransport = None  # type: ignore[assignment]
+        self._responses: Outgoing = None  # type: ignore[assignment]
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = False  # from the first byte of a request to the end of its headers
         self._in_message = False  # from the first byte of the head to the last of the body
@@ -73,7 +73,7 @@ class Connection(HttpToolsProtocol):
         """Begin; a client that connects and sends nothing is not kept."""
         super().connection_made(transport)
         self._plain = transport
-        self._responses = _ResponseTransport(transport, self._hang_up)
+        self._responses = Outgoing(transport, self._idle_seconds, self._hang_up)
         self.transport = cast("asyncio.Transport", self._responses)
         self._set_timer(self._idle_seconds, self._head_is_late)
 
@@ -81,18 +81,30 @@ class Connection(HttpToolsProtocol):
         """End."""
         self._hung_up = True
         self._set_timer(None)
+        self._responses.unwatch()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
         """The server stops: close now, or after the response in progress."""
         if self._hung_up or self.cycle is None or self.cycle.response_complete:
-            self._plain.close()
+            self._responses.close_transport()
         else:
             self.cycle.keep_alive = False
 
+    def pause_writing(self) -> None:
+        """More waits to be sent than is good: the client has to read."""
+        super().pause_writing()
+        self._responses.watch()
+
+    def resume_writing(self) -> None:
+        """Little is left to be sent."""
+        if not self._plain.is_closing():
+            self._responses.unwatch()
+        super().resume_writing()
+
     def timeout_keep_alive_handler(self) -> None:
         """No request followed a response."""
-        self._plain.close()
+        self._responses.close_transport()
 
     def _set_timer(self, seconds: float | None, then: Callable[[], None] | None = None) -> None:
         if self._timer is not None:
@@ -104,7 +116,7 @@ class Connection(HttpToolsProtocol):
             detail = f"The head of the request was incomplete after {self._idle_seconds:g} seconds."
             self._refuse(RequestTimeout(detail))
         else:
-            self._plain.close()
+            self._responses.close_transport()
 
     # --- input -------------------------------------------------------------------------------
 
@@ -220,6 +232,12 @@ class Connection(HttpToolsProtocol):
         self._progressed, self._in_message = True, False
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """Go on with the next request. No more are read while some wait, or they would pile up."""
+        super().on_response_complete()
+        if self.pipeline:
+            self.flow.pause_reading()
+
     # --- refusals ----------------------------------------------------------------------------
 
     def _refuse(self, error: PfmsError) -> None:
@@ -263,7 +281,7 @@ class Connection(HttpToolsProtocol):
             self.flow.resume_reading()
             self._set_timer(_LINGER_SECONDS, self._plain.abort)
         else:
-            self._plain.close()
+            self._responses.close_transport()
 
     # --- clients that have shut down their sending side ---------------------------------------
 
@@ -301,39 +319,6 @@ class Connection(HttpToolsProtocol):
         if times & (times - 1) == 0 and not self.cycle.response_started and not self.pipeline:
             self._responses.begin()
         self._set_timer(_PROBE_SECONDS, lambda: self._probe(times + 1))
-
-
-class _ResponseTransport:
-    """The transport that responses are written to; one can be begun before it is known."""
-
-    def __init__(self, transport: asyncio.Transport, hang_up: Callable[[], None]) -> None:
-        self._transport = transport
-        self._hang_up = hang_up
-        self._begun = 0
-        self._closed = False
-
-    def begin(self) -> None:
-        """Write one more letter of the next response."""
-        self._transport.write(_START_OF_RESPONSE[self._begun : self._begun + 1])
-        self._begun = min(self._begun + 1, len(_START_OF_RESPONSE))
-
-    def write(self, data: bytes) -> None:
-        """Write the rest of a response."""
-        if self._begun:
-            data, self._begun = data[self._begun :], 0
-        self._transport.write(data)
-
-    def close(self) -> None:
-        """Close the connection once what was written has been sent."""
-        self._closed = True
-        self._hang_up()
-
-    def is_closing(self) -> bool:
-        """Whether nothing more can be written."""
-        return self._closed or self._transport.is_closing()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
 
 
 def _too_long() -> HeadersTooLarge:
