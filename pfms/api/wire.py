@@ -255,10 +255,11 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         if not answered and not (in_progress and cycle.response_started):
             self.logger.warning("refused: %s", error.detail)
-            self._on_refusal(error.code, status, self.client[0] if self.client else None)
             path = self.url.partition(b"?")[0].decode("ascii", "replace") if self.url else "/"
             status = 400 if isinstance(error, InvalidParameter) else None  # 422 is for the service
             answer = problem(error, path, self._root, {"Connection": "close"}, status)
+            address = self.client[0] if self.client else None
+            self._on_refusal(error.code, answer.status_code, address)
             lines = [b"%s: %s\r\n" % pair for pair in answer.raw_headers]
             start = STATUS_LINE[answer.status_code]
             self._responses.write(b"".join([start, *lines, b"\r\n", answer.body]))
