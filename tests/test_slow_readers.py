@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import IncompleteRead
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def test_a_client_that_asks_and_asks_but_does_not_read_is_cut_off(
 ) -> None:
     request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with Wire(impatient_server.url, buffer=65536) as wire:
-        while wire.send_at_once(request * 100):
-            pass
-        assert is_connected(impatient_server, wire)
+        with suppress(ConnectionError):  # where it is cut off already
+            while wire.send_at_once(request * 100):
+                pass
         eventually(lambda: not is_connected(impatient_server, wire))

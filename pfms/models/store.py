@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from pfms.aio import to_the_end
 from pfms.clock import iso, utc_now
@@ -24,6 +25,7 @@ from pfms.storage.removal import discard
 
 logger = logging.getLogger(__name__)
 
+_CHECKS_AT_ONCE = 3  # each imports torch: some hundred megabytes and a core
 REMOVED = ".removed-"
 READ_ONLY = 0o440  # jobs have hard links to the same file, so nobody may write to it in place
 WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -48,7 +50,8 @@ class ModelStore:
         self._interpreter = (interpreter,) if isinstance(interpreter, str) else tuple(interpreter)
         self._time_limit = time_limit
         self._lock = threading.Lock()
-        self._child_lock = asyncio.Lock()
+        self._checks = asyncio.Semaphore(_CHECKS_AT_ONCE)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def names(self) -> list[str]:
         """The IDs of all models, sorted; folders without weights or a record are not models."""
@@ -86,16 +89,20 @@ class ModelStore:
         valid_model_id(model_id)
         weights = upload.with_name(f"{upload.name}.{uuid.uuid4().hex}.part")
         try:
-            async with self._child_lock:
-                found = await check_weights(self._interpreter, upload, weights, self._time_limit)
-            return await asyncio.to_thread(
-                self.place,
-                model_id,
-                weights,
-                upload_sha256=upload_sha256,
-                source=source,
-                **asdict(found),
-            )
+            # Uploads of one model are stored in the order in which they came.
+            async with self._turns.setdefault(model_id, asyncio.Lock()):
+                async with self._checks:
+                    found = await check_weights(
+                        self._interpreter, upload, weights, self._time_limit
+                    )
+                return await asyncio.to_thread(
+                    self.place,
+                    model_id,
+                    weights,
+                    upload_sha256=upload_sha256,
+                    source=source,
+                    **asdict(found),
+                )
         finally:
             await to_the_end(asyncio.to_thread(discard, weights))
 
