@@ -6,6 +6,8 @@ import json
 import socket
 import ssl
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -99,14 +101,9 @@ class Wire:
 
     def send_at_once(self, content: bytes) -> bool:
         """Send what the kernel takes without waiting; whether it took any."""
-        seconds = self._socket.gettimeout()
-        self._socket.setblocking(False)
-        try:
+        with self._without_waiting():
             return self._socket.send(content) > 0
-        except BlockingIOError:
-            return False
-        finally:
-            self._socket.settimeout(seconds)
+        return False
 
     def read(self, most: int) -> bytes:
         """Some of what comes; nothing at the end."""
@@ -155,10 +152,20 @@ class Wire:
 
     def peek(self) -> bytes:
         """What has come already; it can still be read."""
+        with self._without_waiting():
+            return self._socket.recv(65536, socket.MSG_PEEK)
+        return b""
+
+    @contextmanager
+    def _without_waiting(self) -> Iterator[None]:
+        """End where the kernel would wait. A flag would not do: Python waits before the call."""
+        seconds = self._socket.gettimeout()
+        self._socket.setblocking(False)
         try:
-            return self._socket.recv(65536, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return b""
+            with suppress(BlockingIOError):
+                yield
+        finally:
+            self._socket.settimeout(seconds)
 
     def hang_up(self, *, reset: bool = False) -> None:
         """Go away without a word, or with a reset."""
