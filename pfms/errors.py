@@ -13,7 +13,7 @@ The tree::
     │   ├── ModelNotFound  JobNotFound
     │   └── JobNotFinished  JobFailed  JobActive  ResultantNotMade  Gone
     ├── NotNow                     the same request may succeed later
-    │   └── QueueFull  DiskFull  NotReady  NoDevice  Interrupted
+    │   └── QueueFull  DiskFull  NotReady  NoDevice  Interrupted  TooManyConnections
     └── RunFailed                  the plugin ran, or should have run, and there is no result
         └── PluginFailed  BadResult  OutOfMemory  GpuOutOfMemory  NoSharedMemory
             TimedOut  Cancelled
@@ -307,6 +307,14 @@ class NotReady(NotNow):
     code = "not-ready"
     title = "The server cannot accept work right now"
     remedy = "Try again in a minute; GET /health/ready says what it is waiting for."
+
+
+class TooManyConnections(NotNow):
+    """PFMS_MAX_CONNECTIONS are open, or PFMS_MAX_CONNECTIONS_PER_ADDRESS from this address."""
+
+    code = "too-many-connections"
+    title = "The server has too many connections"
+    remedy = "Try again in a few seconds."
 
 
 class NoDevice(NotNow):

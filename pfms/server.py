@@ -20,6 +20,7 @@ from uvicorn.supervisors import ChangeReload
 
 from pfms.access.exposure import check_exposure
 from pfms.api.app import create_app
+from pfms.api.door import Door, servable
 from pfms.api.tls import Certificate
 from pfms.api.wire import Connection
 from pfms.errors import StartError
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 UMASK = 0o007
 
 _THREADS = 32
+_BACKLOG = 2048  # connections that wait to be accepted
+_ACCEPTED_AT_ONCE = 32  # a refusal takes a few turns of the loop; meanwhile each has a descriptor
 _GOODBYE_SECONDS = 5  # for downloads that are still going on when all else has ended
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # dead clients: a minute
 
@@ -94,6 +97,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
         await super().startup(sockets)
+        for sock in sockets or ():
+            sock.listen(_BACKLOG)
         if self.started:
             self._on_listening()
 
@@ -119,7 +124,7 @@ def listen(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        sock = socket.create_server((host, port), family=family, backlog=2048)
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise StartError(
@@ -178,6 +183,10 @@ async def _serve(
             partial(
                 Connection,
                 idle_seconds=service.settings.idle_seconds,
+                door=Door(
+                    servable(service.settings.max_connections),
+                    service.settings.max_connections_per_address,
+                ),
                 root_path=service.settings.root_path,
                 on_refusal=service.refused_on_the_wire,
             ),
@@ -189,6 +198,7 @@ async def _serve(
         proxy_headers=bool(service.settings.trusted_proxies),
         forwarded_allow_ips=list(service.settings.trusted_proxies),
         ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
+        backlog=_ACCEPTED_AT_ONCE,
         timeout_graceful_shutdown=_GOODBYE_SECONDS,
     )
     exposed = check_exposure(service.settings, sock.getsockname()[0])

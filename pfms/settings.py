@@ -62,6 +62,8 @@ class Settings(BaseSettings):
     keep_records_days: float = Field(0, ge=0, le=_LONGEST_DAYS)
 
     idle_seconds: float = Field(60, gt=0)
+    max_connections: int = Field(2000, ge=1)
+    max_connections_per_address: int = Field(256, ge=1)
 
     tokens_file: Path | None = None
     oidc_issuer: str = ""

@@ -167,6 +167,16 @@ class Wire:
         finally:
             self._socket.settimeout(seconds)
 
+    def is_answered_or_closed(self) -> bool:
+        """Whether anything has come, even if only the end."""
+        try:
+            with self._without_waiting():
+                self._socket.recv(1, socket.MSG_PEEK)
+                return True
+        except ConnectionError:
+            return True
+        return False
+
     def hang_up(self, *, reset: bool = False) -> None:
         """Go away without a word, or with a reset."""
         if reset:

@@ -55,6 +55,7 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.DiskFull: 507,
     errors.NotReady: 503,
     errors.NoDevice: 503,
+    errors.TooManyConnections: 503,
     errors.Interrupted: 503,
     errors.PluginFailed: 500,
     errors.BadResult: 500,
@@ -87,12 +88,13 @@ class MethodNotAllowed(errors.RequestError):
 
 STATUS |= {NotFound: 404, MethodNotAllowed: 405}
 
-# Problems of any call: a wrong Host (names.py), too large a head (wire.py), and whatever the
-# operating system refuses.
+# Problems of any call: a wrong Host (names.py), too large a head or too many connections
+# (wire.py), and whatever the operating system refuses.
 ANYWHERE: tuple[type[errors.PfmsError], ...] = (
     errors.PfmsError,
     errors.WrongHost,
     errors.HeadersTooLarge,
+    errors.TooManyConnections,
     errors.NotReady,
     errors.DiskFull,
 )

@@ -8,14 +8,22 @@ off, whether it sends or reads; what surrounds a body is bounded.
 import asyncio
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from pfms.api.door import Door
 from pfms.api.outgoing import Outgoing
 from pfms.api.problems import problem
-from pfms.errors import HeadersTooLarge, InvalidParameter, PfmsError, RequestTimeout
+from pfms.errors import (
+    HeadersTooLarge,
+    InvalidParameter,
+    PfmsError,
+    RequestTimeout,
+    TooManyConnections,
+)
 
 _HEAD_LIMIT = 64 << 10  # bytes of a request's line and headers, and of its trailers
 _HEADERS_LIMIT = 200  # of a request, its trailers included
@@ -23,6 +31,8 @@ _FRAMING_LIMIT = 1 << 20  # bytes around a chunked body: sizes, extensions, trai
 _FRAMING_PER_BYTE = 16  # and for each byte of the body so many more: a chunk of one has 6
 _SLOW_BYTES = 16 << 10  # fewer of a refused body in the keep-alive time, and the client is cut off
 _LINGER_SECONDS = 30  # for a client to read a refusal while it is still sending
+_TURNED_AWAY_SECONDS = 2  # for a client to read that there are too many connections
+_RETRY_SECONDS = 5  # after which it may try again
 _PROBE_SECONDS = 1  # between checks whether a half-closed client is still there
 _LARGER_CHUNKS = "Send larger chunks, without extensions."
 
@@ -32,6 +42,7 @@ class Connection(HttpToolsProtocol):
 
     Args:
         idle_seconds: Silence in the middle of a request after which the client is cut off.
+        door: Which counts the connections.
         on_refusal: Called with the code and the status of each problem that is answered here, and
             the address of the client, if it is known.
         root_path: Prefix of the links to the documentation (PFMS_ROOT_PATH).
@@ -42,12 +53,15 @@ class Connection(HttpToolsProtocol):
         self,
         *,
         idle_seconds: float,
+        door: Door,
         root_path: str,
         on_refusal: Callable[[str, int, str | None], None],
         **uvicorn: Any,
     ) -> None:
         super().__init__(**uvicorn)
         self._idle_seconds = idle_seconds
+        self._door = door
+        self._leave: Callable[[], None] = lambda: None
         self._root = root_path
         self._on_refusal = on_refusal
         self.url = b""  # uvicorn sets it when a request begins
@@ -75,13 +89,29 @@ class Connection(HttpToolsProtocol):
         self._plain = transport
         self._responses = Outgoing(transport, self._idle_seconds, self._hang_up)
         self.transport = cast("asyncio.Transport", self._responses)
-        self._set_timer(self._idle_seconds, self._head_is_late)
+        try:
+            key = self._door.enter(self.client[0] if self.client else "")
+        except TooManyConnections as error:
+            self._turn_away(error)
+        else:
+            self._leave = partial(self._door.leave, key)
+            self._set_timer(self._idle_seconds, self._head_is_late)
+
+    def _turn_away(self, error: TooManyConnections) -> None:
+        if not self._door.turn_away():
+            self._plain.abort()
+            return
+        self._leave = self._door.turned_away
+        error.retry_after = _RETRY_SECONDS
+        self._refuse(error)
+        self._set_timer(_TURNED_AWAY_SECONDS, self._plain.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
         self._hung_up = True
         self._set_timer(None)
         self._responses.unwatch()
+        self._leave()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
