@@ -186,6 +186,7 @@ async def _serve(
                 door=Door(
                     servable(service.settings.max_connections),
                     service.settings.max_connections_per_address,
+                    service.settings.trusted_proxies,
                 ),
                 root_path=service.settings.root_path,
                 on_refusal=service.refused_on_the_wire,

@@ -138,3 +138,13 @@ def test_what_counts_as_another_address() -> None:
     door.enter("127.0.0.1")
     with pytest.raises(TooManyConnections):  # but that of all
         door.enter("127.0.0.1")
+
+
+def test_a_proxy_stands_for_many_callers() -> None:
+    door = Door(10, 1, ("192.0.2.0/24", "2001:db8::/32"))
+    for _ in range(2):
+        for address in ("192.0.2.1", "2001:db8::1"):
+            door.enter(address)
+    door.enter("198.51.100.1")
+    with pytest.raises(TooManyConnections):
+        door.enter("198.51.100.1")

@@ -4,6 +4,7 @@ import ipaddress
 import logging
 import resource
 from collections import Counter
+from collections.abc import Collection
 
 from pfms.errors import TooManyConnections
 
@@ -21,10 +22,12 @@ class Door:
         limit: The most connections in all (PFMS_MAX_CONNECTIONS).
         per_address: The most from one address (PFMS_MAX_CONNECTIONS_PER_ADDRESS); an IPv6 network
             of 64 bits counts as one. Those from 127.0.0.1 and ::1 are not limited.
+        proxies: Networks that are not limited either, because many callers come from there.
     """
 
-    def __init__(self, limit: int, per_address: int) -> None:
+    def __init__(self, limit: int, per_address: int, proxies: Collection[str] = ()) -> None:
         self._limit = limit
+        self._proxies = [ipaddress.ip_network(network) for network in proxies]
         self._per_address = per_address
         self._inside = 0
         self._turned_away = 0
@@ -36,7 +39,7 @@ class Door:
         Raises:
             TooManyConnections: There are enough already.
         """
-        key = _key_of(address)
+        key = self._key_of(address)
         if self._inside >= self._limit:
             raise TooManyConnections(f"{self._inside} connections are open.")
         if key and self._of[key] >= self._per_address:
@@ -66,19 +69,19 @@ class Door:
         """One of these has ended."""
         self._turned_away -= 1
 
-
-def _key_of(address: str) -> str:
-    """What counts as one address; empty for this machine's own, which are not limited."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return ""
-    if isinstance(ip, ipaddress.IPv6Address):
-        if ip.ipv4_mapped is None:
-            network = ipaddress.ip_network((ip, 64), strict=False)
-            return "" if str(ip) in _LOCAL else str(network)
-        ip = ip.ipv4_mapped
-    return "" if str(ip) in _LOCAL else str(ip)
+    def _key_of(self, address: str) -> str:
+        """What counts as one address; empty for those that are not limited."""
+        try:
+            ip = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return ""
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        if str(ip) in _LOCAL or any(ip in network for network in self._proxies):
+            return ""
+        if isinstance(ip, ipaddress.IPv6Address):
+            return str(ipaddress.ip_network((ip, 64), strict=False))
+        return str(ip)
 
 
 def servable(limit: int) -> int:

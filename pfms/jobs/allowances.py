@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pfms.access.caller import Caller
 from pfms.errors import QueueFull, TooManyRequests
 from pfms.jobs.journal import Journal
+from pfms.jobs.rows import Rows
 from pfms.jobs.runs import Runs
 from pfms.settings import Settings
 
@@ -72,7 +73,7 @@ class Allowances:
         # Read before the table: what is put on record meanwhile is counted in one of the two.
         promised = self._promised[caller.name]
         try:
-            kept = await self._journal.call(self._journal.records.bytes_kept, caller.name)
+            kept = await self._journal.read(Rows.bytes_kept, caller.name)
             if kept + promised > limit:
                 raise TooManyRequests(
                     f"This caller's jobs may keep {limit} bytes; they keep {kept} now.",

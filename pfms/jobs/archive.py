@@ -28,6 +28,7 @@ from pfms.jobs.events import Event
 from pfms.jobs.holds import Holds
 from pfms.jobs.job import Job, State, valid_job_id
 from pfms.jobs.journal import Journal
+from pfms.jobs.rows import Rows
 from pfms.jobs.runs import Runs
 from pfms.plugin import PLUGIN
 from pfms.plugin.types import Progress, Resultant
@@ -81,7 +82,7 @@ class Archive:
         """
         valid_job_id(job_id)
         active = self._runs.active.get(job_id)
-        job = active.job if active else await self._journal.call(self._records.get, job_id)
+        job = active.job if active else await self._journal.read(Rows.get, job_id)
         if job is None or not seen_by.sees(job.owner):
             raise JobNotFound("No job has this ID.")
         return job
@@ -135,8 +136,8 @@ class Archive:
                     "The cursor did not come from this call.", "Leave it out to start over."
                 )
             before = (created_at, job_id)
-        jobs = await self._journal.call(
-            self._records.page,
+        jobs = await self._journal.read(
+            Rows.page,
             limit=limit + 1,
             before=before,
             state=state,
@@ -151,7 +152,7 @@ class Archive:
 
     async def events(self, job_id: str, after: int) -> list[Event]:
         """The events of a job after event number `after`."""
-        return await self._journal.call(self._records.events, job_id, after)
+        return await self._journal.read(Rows.events, job_id, after)
 
     # --- fetching --------------------------------------------------------------------------
     # A file is opened while the job is held, so that nothing removes it. Once opened, it can be

@@ -25,6 +25,7 @@ from pfms.jobs.allowances import Allowances, Place
 from pfms.jobs.holds import Holds
 from pfms.jobs.job import Job, ModelUsed, PluginUsed, VolumeSent
 from pfms.jobs.journal import Journal
+from pfms.jobs.rows import Rows
 from pfms.jobs.runs import Runs
 from pfms.metrics import Metrics, UploadKind
 from pfms.models.record import ModelRecord, valid_model_id
@@ -149,7 +150,7 @@ class Intake:
         self._check_not_draining()
         place = Place(self._allowances, self._runs, self._settings.queue_limit, caller)
         try:
-            if key is None or not await self._journal.call(self._records.by_key, key, caller.name):
+            if key is None or not await self._journal.read(Rows.by_key, key, caller.name):
                 await self._check_can_run(model_id)
                 await place.reserve(size or 1)  # if it is unknown, only what is already too much
             yield place
@@ -186,7 +187,7 @@ class Intake:
         parts = [upload.sha256, request.model_id, request.resultant]
         fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         async with self._key_locks.setdefault((request.owner, request.key), asyncio.Lock()):
-            known = await self._journal.call(self._records.by_key, request.key, request.owner)
+            known = await self._journal.read(Rows.by_key, request.key, request.owner)
             if known is None:
                 return await self._new_job(upload, request, fingerprint, place)
         if known.fingerprint != fingerprint:

@@ -10,26 +10,22 @@ import logging
 import os
 import sqlite3
 import time
-from contextlib import closing
-from itertools import islice
 from typing import Any
 
-from pfms.access.caller import ANYONE, Caller
 from pfms.errors import JobNotFound, StartError
 from pfms.jobs.events import Event
-from pfms.jobs.folders import Unreadable, catch_up, parse_record, stamp_of
-from pfms.jobs.job import ENDED, Cause, Job, State
+from pfms.jobs.folders import catch_up, stamp_of
+from pfms.jobs.job import ENDED, Cause, Job
+from pfms.jobs.rows import Rows
 from pfms.jobs.schema import prepare_tables
-from pfms.storage.database import Damaged, Database, transaction
+from pfms.storage.database import Damaged, Database, Reader, transaction
 from pfms.storage.workspace import JobTree, Workspace
 
 log = logging.getLogger(__name__)
 
-_SELECT = "SELECT id, record FROM jobs WHERE "
 
-
-class Records:
-    """The table. Its calls block; one thread makes them all, in order (`Journal`).
+class Records(Rows):
+    """The table, to read and to write. Its calls block; one thread makes them all, in order.
 
     Whichever call finds the table damaged, the file is set aside and rebuilt from the folders.
 
@@ -41,9 +37,9 @@ class Records:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._file = workspace.root / "pfms.db"
-        self._database = Database(self._file, self._prepare)
+        self._writer = Database(self._file, self._prepare)
+        super().__init__(self._writer)
         self._last_n = 0
-        self._warned_of: set[str] = set()
         self.left_out: set[str] = set()
 
     # --- opening ---------------------------------------------------------------------------
@@ -68,9 +64,13 @@ class Records:
                 _remedy(error),
             ) from None
 
+    def reader(self) -> Reader:
+        """A second way to read the table, for a thread of its own."""
+        return Reader(self._file)
+
     def close(self) -> None:
         """Close the file."""
-        self._database.close()
+        self._writer.close()
 
     def _prepare(self, table: sqlite3.Connection) -> None:
         try:
@@ -219,31 +219,6 @@ class Records:
 
         self._database.run(remove)
 
-    # --- reading ---------------------------------------------------------------------------
-
-    def events(self, job_id: str, after: int = 0) -> list[Event]:
-        """A job's events after number `after`, oldest first.
-
-        They include every change of state, and the last progress of each stage.
-        """
-        query = "SELECT n, kind, data FROM events WHERE job_id = ? AND n > ? ORDER BY n"
-        rows = self._database.run(lambda table: table.execute(query, (job_id, after)).fetchall())
-        return [Event(n, kind, json.loads(data)) for n, kind, data in rows]
-
-    def get(self, job_id: str) -> Job | None:
-        """The job, or None."""
-        return next(iter(self._jobs("id = ?", job_id)), None)
-
-    def by_key(self, key: str, owner: str | None = None) -> Job | None:
-        """The newest job of `owner` that has this Idempotency-Key, or None."""
-        where = "idempotency_key = ? AND owner IS ?"
-        return next(iter(self._jobs(where, key, owner, newest_first=True, limit=1)), None)
-
-    def bytes_kept(self, owner: str | None) -> int:
-        """How many bytes all jobs of `owner` keep (`Job.bytes_kept`)."""
-        query = "SELECT coalesce(sum(bytes), 0) FROM jobs WHERE owner IS ? AND bytes > 0"
-        return self._database.run(lambda table: int(table.execute(query, (owner,)).fetchone()[0]))
-
     def active(self) -> list[Job]:
         """The jobs that have not ended, oldest first, without those that are left alone."""
         jobs = self._jobs("state IN ('queued', 'running')")
@@ -251,68 +226,6 @@ class Records:
 
     def _has_record(self, job_id: str) -> bool:
         return os.path.lexists(self._workspace.job(job_id).record)
-
-    def ended_before(self, moment: str, *, purged: bool) -> list[Job]:
-        """The jobs that ended before `moment`; with `purged`, also those already purged."""
-        return self._jobs("ended_at < ?" + (" AND purged_at IS NULL" * (not purged)), moment)
-
-    def last_seconds(self, count: int) -> list[tuple[str, float]]:
-        """Model ID and seconds of the last `count` successful runs, oldest first."""
-        jobs = self._jobs("state = 'succeeded'", newest_first=True, limit=count)
-        return [(job.model.modelID, job.seconds or 0.0) for job in reversed(jobs)]
-
-    def page(
-        self,
-        *,
-        limit: int,
-        before: tuple[str, str] | None = None,
-        state: State | None = None,
-        model_id: str | None = None,
-        seen_by: Caller = ANYONE,
-    ) -> list[Job]:
-        """Jobs, newest first; `before` is the (created_at, id) of the last one already seen."""
-        conditions = ["true"]
-        values: list[str | None] = []
-        if not seen_by.sees_all:
-            conditions.append("owner IS ?")
-            values.append(seen_by.name)
-        if state is not None:
-            conditions.append("state = ?")
-            values.append(state)
-        if model_id is not None:
-            conditions.append("model_id = ?")
-            values.append(model_id)
-        if before is not None:
-            conditions.append("(created_at, id) < (?, ?)")
-            values.extend(before)
-        return self._jobs(" AND ".join(conditions), *values, newest_first=True, limit=limit)
-
-    def _jobs(
-        self, where: str, *values: str | None, newest_first: bool = False, limit: int | None = None
-    ) -> list[Job]:
-        """The jobs that match and whose records can be read; only these count towards `limit`."""
-        order = " ORDER BY created_at DESC, id DESC" if newest_first else " ORDER BY created_at, id"
-
-        def select(table: sqlite3.Connection) -> list[Job]:
-            with closing(table.execute(_SELECT + where + order, values)) as rows:
-                jobs = (self._read_row(job_id, record) for job_id, record in rows)
-                return list(islice((job for job in jobs if job is not None), limit))
-
-        return self._database.run(select)
-
-    def _read_row(self, job_id: str, record: str) -> Job | None:
-        try:
-            return parse_record(job_id, record)
-        except Unreadable as why:
-            if job_id not in self._warned_of:
-                self._warned_of.add(job_id)
-                log.warning(
-                    "job %s is left alone: its row cannot be read: %s",
-                    job_id,
-                    why,
-                    extra={"job": job_id},
-                )
-            return None
 
 
 def _forget(table: sqlite3.Connection, job_id: str) -> None:

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOCK_SECONDS = 60  # for which another program, such as a person's sqlite3, may hold the file
+_READ_LOCK_SECONDS = 1  # the same for a reader, whose caller had rather hear that than wait
 _MADE_BY_SQLITE = ("-wal", "-shm", "-journal")
 
 
@@ -72,8 +73,7 @@ class Database:
         return self._connection
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
-        # Text that is not UTF-8 must only make its own row unreadable.
-        connection.text_factory = lambda text: text.decode(errors="surrogateescape")
+        connection.text_factory = _text
         # SQLite's write-ahead log needs memory shared between processes, hence a local disk.
         journal = "WAL"
         if storage := network_storage(self._file):
@@ -93,6 +93,55 @@ class Database:
             self._file.rename(kept)
         for suffix in _MADE_BY_SQLITE:
             self._file.with_name(name + suffix).unlink(missing_ok=True)
+
+
+class Reader:
+    """A connection that only reads, beside that of a `Database`, for a thread of its own.
+
+    In the write-ahead log a reader waits for no writer, neither ours nor another program.
+    """
+
+    def __init__(self, file: Path) -> None:
+        """Nothing is opened before the first call of `run`."""
+        self._file = file
+        self._connection: sqlite3.Connection | None = None
+        self._inode: int | None = None
+
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Call `work` with the connection.
+
+        Raises:
+            sqlite3.Error: The file is missing, locked, damaged, or its tables are still being made.
+        """
+        return work(self._opened())
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    def _opened(self) -> sqlite3.Connection:
+        try:
+            inode = self._file.stat().st_ino
+        except OSError as error:
+            raise sqlite3.OperationalError(str(error)) from None
+        if self._connection is None or inode != self._inode:  # it was set aside and made anew
+            self.close()
+            self._connection = sqlite3.connect(
+                f"{self._file.absolute().as_uri()}?mode=ro",
+                uri=True,
+                timeout=_READ_LOCK_SECONDS,
+                isolation_level=None,
+            )
+            self._connection.text_factory = _text
+            self._inode = inode
+        return self._connection
+
+
+def _text(raw: bytes) -> str:
+    """Text that is not UTF-8 must only make its own row unreadable."""
+    return raw.decode(errors="surrogateescape")
 
 
 @contextmanager
