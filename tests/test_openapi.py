@@ -17,6 +17,7 @@ import pytest
 from pfms.api.problems import STATUS
 from tests.conftest import ROOT, Server, StartServer, eventually, seed_model, start
 from tests.documented import check_documented
+from tests.tokens import add
 
 QUICK = 8
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH")
@@ -255,6 +256,42 @@ def test_a_problem_that_the_document_does_not_list_fails_the_test_that_gets_it()
 
 def test_no_answer_is_undocumented(start_server: StartServer, seeded: Path, tmp_path: Path) -> None:
     check_free(start_server, seeded, tmp_path, QUICK)
+
+
+@pytest.mark.parametrize("given", ["none", "wrong", "narrow", "full"])
+def test_no_answer_to_a_token_is_undocumented(
+    start_server: StartServer, seeded: Path, tmp_path: Path, given: str
+) -> None:
+    tokens_file = tmp_path / "tokens.json"
+    tokens = {name: add(tokens_file, name, name) for name in ("infer", "admin")}
+    workspace = shutil.copytree(seeded, tmp_path / "workspace")
+    server = start_server(
+        "holds_first.py",
+        workspace=workspace,
+        jobs_per_device=2,
+        tokens_file=tokens_file,
+        metrics="token",
+    )
+    token = {"wrong": "pfms_wrong", "narrow": tokens["infer"], "full": tokens["admin"]}.get(given)
+    sent = ("--header", f"Authorization: Bearer {token}") if token else ()
+
+    # Only with the whole scope is a call with a good input always accepted.
+    anything = () if given == "full" else ("--exclude-checks", "positive_data_acceptance")
+
+    seen = schemathesis(server, QUICK // 2, *sent, *anything)
+
+    of_api = {name: seen[name] for name in seen if name not in ("live", "ready")}
+    statuses = set().union(*of_api.values())
+    if given in ("none", "wrong"):
+        assert statuses - {405} == {401}  # 405: a method that no call has
+    elif given == "narrow":
+        assert {200, 202, 403, 404} <= statuses
+        for name in ("upload_model", "remove_model", "set_device"):
+            assert not of_api[name] & {200, 204}
+    else:
+        assert {200, 202, 204, 401, 404} <= statuses  # it leaves the token out, too
+        assert 403 not in statuses
+    assert "Traceback" not in server.log.read_text()
 
 
 def test_no_answer_is_undocumented_while_nothing_ends(
