@@ -226,28 +226,6 @@ async def test_when_the_client_leaves_the_child_is_ended_and_the_next_upload_is_
     assert (await store.admit("m", upload_of(uploads), "f" * 64)).model_id == "m"
 
 
-ALONE = """
-import pathlib, sys, time
-running = pathlib.Path(sys.argv[2] + ".running")
-running.touch(exist_ok=False)
-time.sleep(0.1)
-running.unlink()
-"""
-
-
-@pytest.mark.anyio
-async def test_uploads_are_checked_one_at_a_time(
-    store_with: Callable[..., ModelStore], uploads: Path
-) -> None:
-    store, upload = store_with(ALONE + TAKES_ALL), upload_of(uploads)
-
-    async with anyio.create_task_group() as tasks:
-        for name in ("a", "b", "c"):
-            tasks.start_soon(store.admit, name, upload, "f" * 64)
-
-    assert store.names() == ["a", "b", "c"]
-
-
 @pytest.mark.anyio
 async def test_the_child_gets_none_of_the_servers_secrets_and_no_gpu(
     store_with: Callable[..., ModelStore], uploads: Path, monkeypatch: pytest.MonkeyPatch

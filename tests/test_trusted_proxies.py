@@ -21,11 +21,10 @@ def caller(server: Server, url: str, local: str, headers: Mapping[str, str]) -> 
     """Call from a local address; who the server's log says has called."""
     transport = httpx.HTTPTransport(local_address=local)
     with httpx.Client(transport=transport, trust_env=False) as http:
-        path = f"/api/v1/about?call={len(server.log.read_text())}"
-        assert http.get(f"{url}{path}", headers=headers).status_code == 200
-    query = path.partition("?")[2]
-    eventually(lambda: query in server.log.read_text())
-    [line] = [line for line in server.log.read_text().splitlines() if query in line]
+        path = f"/api/v1/call-{len(server.log.read_text())}"  # the log has no queries
+        assert http.get(f"{url}{path}", headers=headers).status_code == 404
+    eventually(lambda: path in server.log.read_text())
+    [line] = [line for line in server.log.read_text().splitlines() if path in line]
     [found] = [name for name in (PEER, OTHER, CLIENT, SPOOFED, "2001:db8::1") if name in line]
     return found
 

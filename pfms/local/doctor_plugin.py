@@ -86,7 +86,7 @@ def check_plugin(command: PluginCommand, environment: Mapping[str, str]) -> Chec
 _NETWORK = """
 import runpy, sys
 child = runpy.run_path(sys.argv[1])
-child["confine"]()
+child["limit"]()
 print(len(child["plugin_network"](sys.argv[2])))
 """
 

@@ -138,14 +138,14 @@ def _verdict_of(code: int | None, stdout: bytes, stderr: bytes) -> CheckedWeight
     """The child's verdict, or if there is none, what the child died of."""
     try:
         verdict: dict[str, Any] = json.loads(stdout)
-        for what in verdict["open"]:
+        for what in verdict.get("open", ()):
             _warn_once(one_line(f"the process that opens uploaded weights keeps {what}"))
         if verdict["ok"]:
             return CheckedWeights(
                 str(verdict["sha256"]), int(verdict["size"]), tuple(verdict["warnings"])
             )
         kind, detail = str(verdict["code"]), str(verdict["detail"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         kind, detail = "died", "The check of the file ended without an answer, "
         detail += f"{how_it_ended(code, stderr.decode(errors='replace'))}."
         if code is not None and -code in CAUSE_BY_SIGNAL:

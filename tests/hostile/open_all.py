@@ -17,7 +17,7 @@ from pfms.programs import weights_child
 def said_of(path: Path) -> str:
     """What the child would say of a file; this process may open no other afterwards."""
     try:
-        weights_child.convert(path, path.parent / "stored", PLUGIN.network, [])
+        weights_child.convert(path, path.parent.parent / "stored", PLUGIN.network, [])
     except weights_child.Refused as refused:
         return refused.detail if refused.code == "not-a-model" else refused.code
     except MemoryError:
