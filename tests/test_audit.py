@@ -5,12 +5,14 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from pfms.access.audit import AuditLog
 from pfms.errors import StartError
 from tests.command import pfms
 from tests.conftest import Server, StartServer, eventually, nifti_bytes
+from tests.tokens import add, bearer
 from tests.wire import Wire
 
 SECRET = "DOE^JANE"
@@ -74,6 +76,22 @@ def test_refusals_are_noted_those_on_the_wire_too(audited: Server, audit: Path) 
         wire.send(b"\x16\x03\x01 no HTTP\r\n\r\n")
         wire.answer()
     noted(audit, event="refused", status=400, code="invalid-parameter", address="127.0.0.1")
+
+
+def test_a_call_that_is_refused_at_the_door_is_noted_by_its_path(
+    start_server: StartServer, tmp_path: Path, audit: Path
+) -> None:
+    token = add(tmp_path / "tokens.json", "alice")
+    server = start_server(audit_log=audit, tokens_file=tmp_path / "tokens.json")
+    job = f"{server.url}/api/v1/jobs/2026-01-31-12-00-00-f81d4fae-7dec-41d0-a765-00a0c91e6bf6/log/"
+    assert httpx.get(job).status_code == 401
+    assert httpx.get(f"{server.url}/api/v1/{SECRET}").status_code == 401
+    assert httpx.get(job, headers=bearer(token)).status_code == 404
+    refused = noted(audit, event="call", path="/api/v1/jobs/{job_id}/log", status=401)
+    assert (refused["code"], "caller" in refused) == ("unauthorized", False)
+    allowed = noted(audit, event="call", path="/api/v1/jobs/{job_id}/log", status=404)
+    assert allowed["caller"] == "alice"
+    assert SECRET not in audit.read_text()
 
 
 def test_nothing_that_a_client_can_word_is_noted(audited: Server, audit: Path) -> None:

@@ -12,7 +12,7 @@ from pfms.api.access import Authentication, authenticators_of, describe_access, 
 from pfms.api.audited import Audited
 from pfms.api.names import HostCheck, names_of
 from pfms.api.origins import NamedOrigins, check_origin
-from pfms.api.paths import Paths
+from pfms.api.paths import Paths, paths_of
 from pfms.api.schemas import Problem
 from pfms.api.traces import Traces
 from pfms.executors.base import Executor
@@ -95,7 +95,8 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         dependencies=[Depends(check_origin)],
         responses=problems.responses(errors.Unauthorized, errors.ForbiddenScope, errors.Forbidden),
     )
-    for router in (spleenseg.router, jobs.router, system.router):
+    routers = (spleenseg.router, jobs.router, system.router)
+    for router in routers:
         api.include_router(router)
     app.include_router(api)
     app.include_router(system.health)
@@ -116,7 +117,8 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
             expose_headers=["X-Pfms-Job", "X-Pfms-Warning", "Location"],
         )
     app.add_middleware(HostCheck, names=names_of(settings))
-    app.add_middleware(Audited, audit=service.audit)
+    templates = [api.prefix + path for router in routers for path in paths_of(router)]
+    app.add_middleware(Audited, audit=service.audit, templates=templates)
     app.add_middleware(Paths, root_path=settings.root_path)
     app.add_middleware(Traces, spans=service.spans)
     return app

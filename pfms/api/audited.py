@@ -1,6 +1,9 @@
 """Tells the audit log of every call: who, from where, what, and how it was answered."""
 
+from collections.abc import Iterable
+
 from starlette.datastructures import QueryParams
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pfms.access.audit import AuditLog
@@ -16,11 +19,17 @@ class Audited:
 
     Nothing that a client can choose freely is noted, since that may hold a patient's name: of a
     path its template, and IDs only if they are well-formed.
+
+    Args:
+        app: What is behind it.
+        audit: Gets a line for each call.
+        templates: The paths of the API, for calls that are refused before they reach a route.
     """
 
-    def __init__(self, app: ASGIApp, audit: AuditLog) -> None:
+    def __init__(self, app: ASGIApp, audit: AuditLog, templates: Iterable[str]) -> None:
         self.app = app
         self._audit = audit
+        self._patterns = {template: compile_path(template)[0] for template in templates}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and note how it went."""
@@ -46,7 +55,7 @@ class Audited:
 
     def _note(self, scope: Scope, status: int | None, job: str | None) -> None:
         state, path_params = scope["state"], scope.get("path_params", {})
-        path = _template(scope)
+        path = self._template(scope)
         if path is not None and path.startswith(_PROBES) and status is not None and status < 500:
             return
         asked = path_params.get("job_id", "")
@@ -65,9 +74,13 @@ class Audited:
             **state.get("checksums", {}),
         )
 
-
-def _template(scope: Scope) -> str | None:
-    """The path of the call, such as `/api/v1/jobs/{job_id}`; None if there is no such call."""
-    path: str | None = getattr(scope.get("route"), "path", None)
-    below_api = scope["path"].removeprefix(scope["root_path"]).startswith(f"{API}/")
-    return f"{API}{path}" if path and below_api and not path.startswith(API) else path
+    def _template(self, scope: Scope) -> str | None:
+        """The path of the call, such as `/api/v1/jobs/{job_id}`; None if there is no such call."""
+        asked = scope["path"].removeprefix(scope["root_path"])
+        route: str | None = getattr(scope.get("route"), "path", None)
+        if route is not None and not asked.startswith(f"{API}/"):
+            return route
+        for template, pattern in self._patterns.items():
+            if pattern.match(asked.rstrip("/")):
+                return template
+        return None

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 import anyio
-from starlette.routing import BaseRoute, Match
+from fastapi import APIRouter
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 METHODS = ("GET", "POST", "PUT", "DELETE")
@@ -67,3 +68,8 @@ def methods_of(path: str, routes: Iterable[BaseRoute]) -> list[str]:
         for method in METHODS
         if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
     ]
+
+
+def paths_of(router: APIRouter) -> list[str]:
+    """The paths of a router's calls, as templates."""
+    return [route.path for route in router.routes if isinstance(route, Route)]
