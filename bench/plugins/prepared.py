@@ -6,11 +6,12 @@ import time
 started = time.perf_counter()
 
 import os  # noqa: E402
+import shutil  # noqa: E402
 import sys  # noqa: E402
 
 with open(os.path.join(sys.argv[-2], "model.pth")) as file:
     prepared = file.read()
 folder = os.path.join(sys.argv[-1], "inference", "input")
 os.makedirs(folder)
-os.link(prepared, os.path.join(folder, "input_seg.nii.gz"))
+shutil.copyfile(prepared, os.path.join(folder, "input_seg.nii.gz"))
 print("main", time.perf_counter() - started)
