@@ -11,6 +11,7 @@ _LONGEST_NAME = 253
 _HOST_AND_PORT = r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]\\]+)(?::([0-9]{0,5}))?"
 _HOST_HEADER = re.compile(_HOST_AND_PORT)
 _ORIGIN = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]*)://{_HOST_AND_PORT}")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 

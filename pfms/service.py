@@ -116,6 +116,11 @@ class Service:
                     "The disk of the workspace is full.", "Make room there, then start again."
                 ) from None
             raise
+        memory = self.settings.max_run_memory
+        log.info(
+            "runs have the rights of this server's user, and %s of memory for each process",
+            f"{memory.human_readable()} (RLIMIT_DATA)" if memory else "no limit",
+        )
         # After `recover`, which ends every process that carries the workspace's mark.
         self._executor_starts = asyncio.create_task(self._executor.start())
         self._housekeeping.start()

@@ -114,6 +114,12 @@ def test_probes_that_succeed_are_not_noted(audited: Server, audit: Path) -> None
     assert not [line for line in lines_of(audit) if str(line.get("path")).startswith("/health")]
 
 
+def test_a_probe_that_is_refused_is_noted(start_server: StartServer, audit: Path) -> None:
+    server = start_server(audit_log=audit, metrics="off")
+    assert httpx.get(f"{server.url}/metrics").status_code == 404
+    assert noted(audit, event="call", path="/metrics")["status"] == 404
+
+
 def test_a_renamed_file_loses_no_line(audited: Server, audit: Path) -> None:
     names = []
     for number in range(5):

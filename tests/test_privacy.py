@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pfms.storage.removal import unlink_below
+from pfms.storage.inside import unlink
 from tests.conftest import Server, StartServer, eventually
 from tests.niftis import nifti
 from tests.wire import FORM, Wire, form, part
@@ -135,13 +135,13 @@ def test_a_link_in_place_of_the_copy_or_its_folder_is_not_followed(tmp_path: Pat
     job = tmp_path / "job"
     job.mkdir()
     (job / "output").symlink_to(other)
-    unlink_below(job, "output/inference/orig")
+    unlink(job, "output/inference/orig")
     assert (other / "inference" / "orig").exists()
     (job / "output").unlink()
     (job / "output").mkdir()
     (job / "output" / "orig").symlink_to(other / "inference" / "orig")
-    unlink_below(job, "output/orig")
+    unlink(job, "output/orig")
     assert not (job / "output" / "orig").is_symlink()
     assert (other / "inference" / "orig").exists()
-    unlink_below(job, "output/nothing/orig")
-    unlink_below(tmp_path / "gone", "output/orig")
+    unlink(job, "output/nothing/orig")
+    unlink(tmp_path / "gone", "output/orig")

@@ -15,6 +15,7 @@ from pfms.access.authenticator import Credentials
 from pfms.access.caller import SCOPES, Caller
 from pfms.aio import in_thread
 from pfms.errors import NotReady, StartError, Unauthorized
+from pfms.hosts import LOOPBACK
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ _LONGEST_SECONDS = 3600  # keys are used for this long if the issuer cannot be r
 _PAUSE_SECONDS = 10  # between two requests to the issuer, whatever callers send
 _TIMEOUT_SECONDS = 5
 _LONGEST_SUBJECT = 255  # OpenID Connect Core, 2
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Issuer:
         with httpx.Client(
             verify=truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             timeout=_TIMEOUT_SECONDS,
-            trust_env=httpx.URL(self._url).host not in _LOOPBACK,
+            trust_env=httpx.URL(self._url).host not in LOOPBACK,
         ) as http:
             document = _json(http, f"{self._url.rstrip('/')}/.well-known/openid-configuration")
             if document.get("issuer") != self._url:
@@ -235,5 +235,5 @@ def _is_safe(url: str) -> bool:
     except httpx.InvalidURL:
         return False
     return bool(place.host) and (
-        place.scheme == "https" or (place.scheme == "http" and place.host in _LOOPBACK)
+        place.scheme == "https" or (place.scheme == "http" and place.host in LOOPBACK)
     )

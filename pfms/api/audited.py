@@ -56,7 +56,7 @@ class Audited:
     def _note(self, scope: Scope, status: int | None, job: str | None) -> None:
         state, path_params = scope["state"], scope.get("path_params", {})
         path = self._template(scope)
-        if path is not None and path.startswith(_PROBES) and status is not None and status < 500:
+        if path is not None and path.startswith(_PROBES) and status is not None and status < 400:
             return
         asked = path_params.get("job_id", "")
         model = path_params.get("modelID") or QueryParams(scope["query_string"]).get("modelID", "")

@@ -8,13 +8,13 @@ from typing import Any
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 
+from pfms.api.outgoing import SLOW_BYTES
 from pfms.api.parts import Part, Splitter
 from pfms.errors import InvalidParameter, MissingFile, RequestTimeout, TooLarge, UnsupportedCoding
 from pfms.storage.upload import Upload, UploadWriter
 
 _OTHERS_LIMIT = 1 << 20  # bytes of headers and other fields that are skipped
 _TEXT_LIMIT = 1024  # bytes; a longer field is not a file's name sent as text
-_SLOW_BYTES = 16 << 10  # fewer than this in PFMS_IDLE_SECONDS, and the sender is cut off
 _AS_IT_IS = (b"", b"7bit", b"8bit", b"binary")
 
 OPENAPI_BODY: dict[str, Any] = {
@@ -136,7 +136,7 @@ async def _chunks(request: Request, idle_seconds: float) -> AsyncIterator[bytes]
             ) from None
         left -= clock() - began
         received += len(chunk)
-        if received >= _SLOW_BYTES:
+        if received >= SLOW_BYTES:
             left, received = idle_seconds, 0
         yield chunk
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 _START_OF_RESPONSE = b"HTTP/1.1 "  # whatever its status
-_SLOW_BYTES = 16 << 10  # fewer read in PFMS_IDLE_SECONDS, and the client is cut off
+SLOW_BYTES = 16 << 10  # fewer in PFMS_IDLE_SECONDS, read or sent, and the client is cut off
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Outgoing:
         self._timer = loop.call_later(self._idle_seconds, self._look, read)
 
     def _look(self, before: int) -> None:
-        if (now := self._read()) - before >= _SLOW_BYTES:
+        if (now := self._read()) - before >= SLOW_BYTES:
             self._look_after(now)
             return
         log.warning("cut off: a client that has read %d bytes and does not read on", now)

@@ -15,7 +15,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pfms.api.door import Door
-from pfms.api.outgoing import Outgoing
+from pfms.api.outgoing import SLOW_BYTES, Outgoing
 from pfms.api.problems import problem
 from pfms.errors import (
     HeadersTooLarge,
@@ -29,7 +29,6 @@ _HEAD_LIMIT = 64 << 10  # bytes of a request's line and headers, and of its trai
 _HEADERS_LIMIT = 200  # of a request, its trailers included
 _FRAMING_LIMIT = 1 << 20  # bytes around a chunked body: sizes, extensions, trailers, what precedes
 _FRAMING_PER_BYTE = 16  # and for each byte of the body so many more: a chunk of one has 6
-_SLOW_BYTES = 16 << 10  # fewer of a refused body in the keep-alive time, and the client is cut off
 _LINGER_SECONDS = 30  # for a client to read a refusal while it is still sending
 _TURNED_AWAY_SECONDS = 2  # for a client to read that there are too many connections
 _RETRY_SECONDS = 5  # after which it may try again
@@ -175,7 +174,7 @@ class Connection(HttpToolsProtocol):
     def _take_rest(self, size: int) -> None:
         """Some of a body came that was refused: nothing else limits how long it may take."""
         self._rest += size
-        if self._rest >= _SLOW_BYTES:
+        if self._rest >= SLOW_BYTES:
             self._rest = 0
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(

@@ -15,12 +15,13 @@ from typing import Any, TypeVar
 import httpx
 import truststore
 
+from pfms.hosts import LOOPBACK
+
 T = TypeVar("T")
 Json = dict[str, Any]
 
 CONNECT_SECONDS = 10
 _CHUNK = 1 << 16  # bytes
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class ClientError(Exception):

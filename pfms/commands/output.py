@@ -60,7 +60,8 @@ def server_client(url: str, ca: Path | None, token_file: Path | None) -> Iterato
 
     from pfms.client.client import PfmsClient
     from pfms.client.credentials import find_credentials
-    from pfms.client.transport import LOOPBACK, PfmsProblem, Unreachable, base_url
+    from pfms.client.transport import PfmsProblem, Unreachable, base_url
+    from pfms.hosts import LOOPBACK
 
     try:
         place = httpx.URL(base_url(url))

@@ -23,12 +23,6 @@ def make_executor(settings: Settings, command: PluginCommand, metrics: Metrics) 
     """
     workspace = Workspace(settings.workspace)
     workspace.make()
-    log.info(
-        "runs have the rights of this server's user, and %s of memory for each process",
-        f"{settings.max_run_memory.human_readable()} (RLIMIT_DATA)"
-        if settings.max_run_memory
-        else "no limit",
-    )
     if settings.executor == "warm":
         why_not = _why_not_warm(command)
         if not why_not:

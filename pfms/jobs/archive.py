@@ -313,7 +313,7 @@ class Archive:
 
     async def ended_before(self, moment: str, *, purged: bool) -> list[Job]:
         """Jobs that ended before `moment` (UTC); with `purged`, also those already purged."""
-        return await self._journal.call(self._records.ended_before, moment, purged=purged)
+        return await self._journal.read(Rows.ended_before, moment, purged=purged)
 
 
 def _damaged(job: Job, how: str) -> BadResult:

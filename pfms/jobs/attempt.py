@@ -16,8 +16,7 @@ from pfms.plugin.types import PluginExit, PluginRun, Resultant
 from pfms.settings import Settings
 from pfms.storage.disk import reporting_full_disk
 from pfms.storage.files import size_and_sha256, tail_of
-from pfms.storage.inside import NotAFile
-from pfms.storage.removal import unlink_below
+from pfms.storage.inside import NotAFile, unlink
 from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
 
@@ -65,7 +64,7 @@ class Attempt:
             self._tree.clear_run()
             script = PLUGIN.command_script(run.argv, environment).encode()
             self._tree.write(self._tree.command, script, mode=0o770)
-            self._belongings = Belongings(self._tree, script)
+            self._belongings = Belongings(self._tree, script, self._job.model.sha256)
         found = versions()
         is_ours = self._command.kind == "entry-point" and self._command.name == PLUGIN.name
         facts = RunFacts(
@@ -104,7 +103,7 @@ class Attempt:
         if self._belongings is not None:
             self._touched = self._belongings.put_right()
         for name in PLUGIN.copies:  # they keep all the texts of the volume's header
-            unlink_below(self._tree.root, name)
+            unlink(self._tree.root, name)
 
     def judge(self, plugin_exit: PluginExit) -> tuple[Segmentation, list[str]]:
         """Make the labels from the plugin's output and check them; also returns warnings.

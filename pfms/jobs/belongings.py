@@ -17,12 +17,13 @@ _LOG_IS_LOST = "pfms: the plugin replaced this log; what it printed is lost.\n"
 class Belongings:
     """What pfms itself keeps in a job's folder while the plugin, which could change it, runs."""
 
-    def __init__(self, tree: JobTree, script: bytes) -> None:
+    def __init__(self, tree: JobTree, script: bytes, weights: str) -> None:
         """Note what is there just before the run.
 
         Args:
             tree: The job's folder.
             script: The content of `command.sh`.
+            weights: The SHA-256 of the weights, which was just compared.
 
         Raises:
             OSError: There is no room for the run's own copy of the weights.
@@ -30,7 +31,7 @@ class Belongings:
         self._tree = tree
         self._script = script
         self._volume = _stamp(tree, tree.volume)
-        self._weights = OwnWeights(tree)
+        self._weights = OwnWeights(tree, weights)
 
     def put_right(self) -> str | None:
         """After the run, remove or restore what the plugin put in the place of something of ours.

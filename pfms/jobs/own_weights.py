@@ -5,15 +5,14 @@ which is thrown away after the run. Copying takes about as long as reading them 
 checksum, which each start does anyway; the copy need not be durable.
 """
 
-import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BufferedReader
+from pathlib import PurePath
 
-from pfms.storage.inside import opened_folder
+from pfms.storage.files import size_and_sha256
+from pfms.storage.inside import opened_folder, opened_folders
 from pfms.storage.removal import discard
 from pfms.storage.workspace import JobTree
 
@@ -21,32 +20,36 @@ logger = logging.getLogger(__name__)
 
 _ASIDE = ".weights"  # in the job's folder: the weights that it was accepted with
 _READ_ONLY = 0o440
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class OwnWeights:
     """The weights of one run. Blocking."""
 
-    def __init__(self, tree: JobTree) -> None:
+    def __init__(self, tree: JobTree, sha256: str) -> None:
         """Put a copy in the place of weights that are linked from elsewhere.
+
+        Args:
+            tree: The job's folder.
+            sha256: Of its weights.
 
         Raises:
             OSError: There is no room for it; the weights are as they were.
         """
         self._tree = tree
+        self._sha256 = sha256
         with tree.open(tree.model) as file:
             self._copied = os.fstat(file.fileno()).st_nlink > 1
             if self._copied:
                 _copy_aside(tree, file)
         with tree.open(tree.model) as file:
-            self._stamp, self._checksum = _stamp(file), _checksum(file)
+            self._stamp = _stamp(file)
 
     def put_right(self) -> list[str]:
         """After the run, put the weights back that it had instead; what it did to its own."""
         try:
             with self._tree.open(self._tree.model) as file:
-                changed = _stamp(file) != self._stamp and _checksum(file) != self._checksum
+                changed = _stamp(file) != self._stamp and size_and_sha256(file)[1] != self._sha256
         except FileNotFoundError:
             changed = True
         if self._copied:
@@ -68,14 +71,14 @@ def put_back(tree: JobTree) -> None:
     with opened_folder(tree.root) as root:
         if _ASIDE not in os.listdir(root):  # noqa: PTH208 - it is a descriptor
             return
-    with _folders(tree) as (root, folder):
+    with opened_folders(tree.root, PurePath(tree.model.parent.name)) as (root, folder):
         discard(tree.model.name, folder)
         os.rename(_ASIDE, tree.model.name, src_dir_fd=root, dst_dir_fd=folder)
 
 
 def _copy_aside(tree: JobTree, shared: BufferedReader) -> None:
     name = tree.model.name
-    with _folders(tree) as (root, folder):
+    with opened_folders(tree.root, PurePath(tree.model.parent.name)) as (root, folder):
         os.rename(name, _ASIDE, src_dir_fd=folder, dst_dir_fd=root)
         try:
             with os.fdopen(os.open(name, _NEW, _READ_ONLY, dir_fd=folder), "wb") as copy:
@@ -85,22 +88,7 @@ def _copy_aside(tree: JobTree, shared: BufferedReader) -> None:
             raise
 
 
-@contextmanager
-def _folders(tree: JobTree) -> Iterator[tuple[int, int]]:
-    """The descriptors of the job's folder and of its input folder."""
-    with opened_folder(tree.root) as root:
-        folder = os.open(tree.model.parent.name, _FOLDER, dir_fd=root)
-        try:
-            yield root, folder
-        finally:
-            os.close(folder)
-
-
 def _stamp(file: BufferedReader) -> tuple[int, ...]:
     """What changes when a file is replaced or written to."""
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _checksum(file: BufferedReader) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()

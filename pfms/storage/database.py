@@ -22,7 +22,21 @@ class Damaged(sqlite3.DatabaseError):
     """SQLite can open the file, but its content cannot be used."""
 
 
-class Database:
+class _Connected:
+    """A file and its connection."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._connection: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        """Close the file; the next call opens it again."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
+
+
+class Database(_Connected):
     """The file and its connection, which belongs to the thread that calls first."""
 
     def __init__(self, file: Path, prepare: Callable[[sqlite3.Connection], None]) -> None:
@@ -33,9 +47,8 @@ class Database:
             prepare: Called first with each new connection, to create the tables and fill them;
                 raises `Damaged` if it cannot.
         """
-        self._file = file
+        super().__init__(file)
         self._prepare = prepare
-        self._connection: sqlite3.Connection | None = None
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Call `work` with the connection; if the file is damaged, once more with a new file.
@@ -51,12 +64,6 @@ class Database:
                 raise
             self._set_aside(error)
         return work(self._opened())
-
-    def close(self) -> None:
-        """Close the file; the next call opens it again."""
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            connection.close()
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
@@ -95,7 +102,7 @@ class Database:
             self._file.with_name(name + suffix).unlink(missing_ok=True)
 
 
-class Reader:
+class Reader(_Connected):
     """A connection that only reads, beside that of a `Database`, for a thread of its own.
 
     In the write-ahead log a reader waits for no writer, neither ours nor another program.
@@ -103,8 +110,7 @@ class Reader:
 
     def __init__(self, file: Path) -> None:
         """Nothing is opened before the first call of `run`."""
-        self._file = file
-        self._connection: sqlite3.Connection | None = None
+        super().__init__(file)
         self._inode: int | None = None
 
     def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -114,12 +120,6 @@ class Reader:
             sqlite3.Error: The file is missing, locked, damaged, or its tables are still being made.
         """
         return work(self._opened())
-
-    def close(self) -> None:
-        """Close the file; the next call opens it again."""
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            connection.close()
 
     def _opened(self) -> sqlite3.Connection:
         try:

@@ -56,7 +56,7 @@ def open_file(root: Path, name: str | PurePath, *, alone: bool = False) -> Buffe
         FileNotFoundError: There is nothing.
     """
     path = PurePath(name)
-    with _folders(root, path.parent) as folders:
+    with opened_folders(root, path.parent) as folders:
         fd = _open_regular(folders[-1], path, os.O_RDONLY, alone=alone)
     return open(path.name, "rb", opener=lambda *_: fd)
 
@@ -67,7 +67,7 @@ def open_or_make(root: Path, name: str) -> int:
     Raises:
         NotAFile: Something else is there, a hard link to another file included.
     """
-    with _folders(root, PurePath()) as (folder,):
+    with opened_folders(root, PurePath()) as (folder,):
         with suppress(FileExistsError):
             new = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FILE
             return os.open(name, new, 0o660, dir_fd=folder)
@@ -95,7 +95,7 @@ def writing(root: Path, name: str | PurePath) -> Iterator[BufferedWriter]:
         FileNotFoundError: A folder on the way does not exist.
     """
     path = PurePath(name)
-    with _folders(root, path.parent) as folders:
+    with opened_folders(root, path.parent) as folders:
         folder = folders[-1]
         part = part_name(path.name)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -121,7 +121,7 @@ def link_or_copy(root: Path, name: str | PurePath, target: Path) -> None:
         FileNotFoundError: There is nothing.
     """
     path = PurePath(name)
-    with _folders(root, path.parent) as folders:
+    with opened_folders(root, path.parent) as folders:
         fd = _open_regular(folders[-1], path, os.O_RDONLY)
         with os.fdopen(fd, "rb") as file:
             try:
@@ -156,7 +156,7 @@ def sync(root: Path, names: Iterable[str | PurePath]) -> None:
     """
     for name in names:
         path = PurePath(name)
-        with _folders(root, path.parent) as folders:
+        with opened_folders(root, path.parent) as folders:
             fd = _open_regular(folders[-1], path, os.O_RDONLY)
             try:
                 os.fsync(fd)
@@ -164,6 +164,13 @@ def sync(root: Path, names: Iterable[str | PurePath]) -> None:
                 os.close(fd)
             for folder in reversed(folders):
                 os.fsync(folder)
+
+
+def unlink(root: Path, name: str | PurePath) -> None:
+    """Remove a file, if it and the folders on the way to it are there, and can be reached."""
+    path = PurePath(name)
+    with suppress(OSError), opened_folders(root, path.parent) as folders:
+        os.unlink(path.name, dir_fd=folders[-1])
 
 
 @contextmanager
@@ -174,13 +181,18 @@ def opened_folder(root: Path) -> Iterator[int]:
         NotAFile: It is something else, or may not be opened.
         FileNotFoundError: There is nothing.
     """
-    with _folders(root, PurePath()) as (folder,):
+    with opened_folders(root, PurePath()) as (folder,):
         yield folder
 
 
 @contextmanager
-def _folders(root: Path, below: PurePath) -> Iterator[list[int]]:
-    """The descriptors of `root` and of each folder on the way to `below`."""
+def opened_folders(root: Path, below: PurePath) -> Iterator[list[int]]:
+    """The descriptors of `root` and of each folder on the way to `below`, none of them a link.
+
+    Raises:
+        NotAFile: One of them is something else, or may not be opened.
+        FileNotFoundError: One of them does not exist.
+    """
     with ExitStack() as opened:
         folders: list[int] = []
 

@@ -6,25 +6,13 @@ import os
 import stat
 import time
 import uuid
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 _NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST}
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _NAMED = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW  # needs no access to it
 _SECONDS = 5  # how long a folder that someone is still writing to is emptied again
-
-
-def unlink_below(folder: Path, name: str) -> None:
-    """Remove a file somewhere below a folder, if it is there. No link on the way is followed."""
-    *parents, last = name.split("/")
-    with ExitStack() as opened, suppress(OSError):  # what is not a folder has no such file
-        at = os.open(folder, _FOLDER)
-        opened.callback(os.close, at)
-        for parent in parents:
-            at = os.open(parent, _FOLDER, dir_fd=at)
-            opened.callback(os.close, at)
-        os.unlink(last, dir_fd=at)
 
 
 def discard(path: str | Path, parent: int | None = None) -> None:
