@@ -31,6 +31,7 @@ OTHER = "other"
 
 _WAIT_BUCKETS = (0.1, 0.5, 1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 10800, 43200)
 _RUN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1800)
+_MEMORY_BUCKETS = tuple(2**28 * n for n in (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256))
 _LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _LAG_SECONDS = 0.25  # between two looks at the event loop's lag
 
@@ -77,6 +78,13 @@ class Metrics:
             "How long each stage of a run took.",
             ("stage",),
             buckets=_RUN_BUCKETS,
+            registry=here,
+        )
+
+        self._peak_memory = Histogram(
+            "pfms_run_peak_memory_bytes",
+            "The most memory that one process of a run held.",
+            buckets=_MEMORY_BUCKETS,
             registry=here,
         )
 
@@ -145,6 +153,11 @@ class Metrics:
     def stages(self) -> "StageTimes":
         """A run begins."""
         return StageTimes(lambda stage, seconds: self._stage.labels(stage).observe(seconds))
+
+    def peak_memory(self, size: int | None) -> None:
+        """A run has ended, one of whose processes held `size` bytes; None if that is not known."""
+        if size is not None:
+            self._peak_memory.observe(size)
 
     def uploaded(self, kind: UploadKind, size: int) -> None:
         """The body of an upload has ended, or was given up, after `size` bytes of its file."""

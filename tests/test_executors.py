@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -163,6 +164,32 @@ async def test_a_python_error_is_exit_code_1_and_appears_in_the_log(bench: Bench
 async def test_a_run_that_the_system_kills_ends_with_the_signal(bench: Bench) -> None:
     end = await bench.run("out_of_memory")
     assert (end.code, end.signal, end.ended_by) == (None, 9, "itself")
+
+
+async def test_the_most_memory_that_a_run_held_is_told(bench: Bench) -> None:
+    peaks = []
+    for size in (1, 300):
+        (bench.root / PLUGIN.weights).write_text(str(size))
+        end = await bench.run("holds_memory")
+        assert end.code == 0, bench.log.read_text()
+        assert end.peak_memory
+        peaks.append(end.peak_memory >> 20)
+        shutil.rmtree(bench.root / "output")
+    assert 20 < peaks[0] < 200, "it has imported nibabel"
+    assert 300 < peaks[1] < 500
+
+
+async def test_the_most_memory_of_a_run_that_is_killed_is_told(bench: Bench) -> None:
+    end = await bench.run("out_of_memory")
+    assert end.peak_memory
+    assert 1 < end.peak_memory >> 20 < 200
+
+
+async def test_the_most_memory_of_a_run_is_that_of_its_largest_process(bench: Bench) -> None:
+    (bench.root / PLUGIN.weights).write_text("300")
+    end = await bench.run("holds_memory_in_a_child")
+    assert end.peak_memory
+    assert 300 < end.peak_memory >> 20 < 500
 
 
 async def test_a_run_that_is_stopped_from_outside_may_be_tried_again(bench: Bench) -> None:

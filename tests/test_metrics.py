@@ -87,6 +87,14 @@ def test_a_job_that_a_start_gives_up_is_counted(start_server: StartServer) -> No
     assert value(server, "pfms_jobs_ended_total", state="failed", cause="interrupted") == 1
 
 
+def test_the_memory_of_runs_is_counted(start_server: StartServer) -> None:
+    server = start_server()
+    job = server.ended(server.submit())
+
+    assert value(server, "pfms_run_peak_memory_bytes_count") == 1
+    assert value(server, "pfms_run_peak_memory_bytes_sum") == job["peak_memory_bytes"]
+
+
 def test_queue_and_slots_are_as_they_are_at_the_scrape(start_server: StartServer) -> None:
     server = start_server("hangs.py")
     jobs = [server.submit() for _ in range(3)]

@@ -52,6 +52,7 @@ def test_a_fault_is_reported_with_its_cause_and_recorded(faulty: Server, name: s
     assert (job["state"], job["chris_status"]) == ("failed", "finishedWithError")
     assert job["error"] == {key: problem[key] for key in ("code", "title", "detail", "remedy")}
     assert job["segmentation"] is None
+    assert job["peak_memory_bytes"] > 0
     assert job["attempts"] == (2 if code == "interrupted" else 1)
     folder = faulty.workspace / "jobs" / job_id
     record = json.loads((folder / "job.json").read_bytes())

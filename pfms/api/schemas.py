@@ -183,6 +183,10 @@ class JobView(BaseModel):
     versions: dict[str, str]
     attempts: int
     seconds: float | None = Field(description="what the run took, from start to end")
+    peak_memory_bytes: int | None = Field(
+        description="the most memory that one process of the run held (resident pages, also those "
+        "that it shares with the process it was forked from)"
+    )
     cancel_requested: bool
     rerun_of: str | None
     traceparent: str | None = Field(description="of the request that made it (W3C)")

@@ -82,6 +82,7 @@ def show(
         "started": job["started_at"] or "",
         "ended": job["ended_at"] or "",
         "seconds": _seconds(job),
+        "memory": _memory(job),
         "command": " ".join(job["command"]),
         "folder": f"{job['folder']} (in the server's workspace)",
         "warnings": "; ".join(job["warnings"]),
@@ -186,6 +187,11 @@ def reindex(
 
 def _seconds(job: "Json") -> str:
     return "" if job["seconds"] is None else f"{job['seconds']:.1f}"
+
+
+def _memory(job: "Json") -> str:
+    peak = job.get("peak_memory_bytes")  # an older server does not tell
+    return "" if peak is None else f"{peak / 2**30:.2f} GiB at its peak"
 
 
 def _outcome(job: "Json") -> str:

@@ -18,9 +18,9 @@ import psutil
 from pfms.executors.relay import Relay
 from pfms.plugin.types import PluginRun, Progress
 from pfms.plugin.verdict import how_it_ended
-from pfms.processes.kill import Child, ChildLost
+from pfms.processes.kill import ChildLost
 from pfms.processes.marks import JOB_MARK
-from pfms.processes.run import child_environment
+from pfms.processes.run import RunChild, child_environment
 from pfms.programs import WARM_PARENT
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,13 @@ class ParentFailed(Exception):
 
 
 class ForkedChild:
-    """A run's process, as `kill.Child`."""
+    """A run's process, as `run.RunChild`."""
 
     def __init__(self, on_progress: Callable[[Progress], None]) -> None:
         loop = asyncio.get_running_loop()
         self.pid = 0
         self.returncode: int | None = None
+        self.peak_memory: int | None = None
         self.started: asyncio.Future[OSError | None] = loop.create_future()
         self.on_progress = on_progress
         self._ended: asyncio.Future[int] = loop.create_future()
@@ -52,12 +53,13 @@ class ForkedChild:
         """Wait until it has ended, for its return code; raises `ChildLost` if its parent dies."""
         return await asyncio.shield(self._ended)
 
-    def set_ended(self, pid: int, returncode: int) -> None:
+    def set_ended(self, pid: int, returncode: int, peak_memory: int | None) -> None:
         """Note that it has ended; only the first report counts."""
         if self._ended.done():
             return
         self.pid = pid
         self.returncode = returncode
+        self.peak_memory = peak_memory
         self._ended.set_result(returncode)
         if not self.started.done():
             self.started.set_result(None)
@@ -178,7 +180,7 @@ class WarmParent:
         environment: Mapping[str, str],
         output: int,
         on_progress: Callable[[Progress], None],
-    ) -> Child | OSError:
+    ) -> RunChild | OSError:
         """Begin a run; returns its process, or the error that prevented it.
 
         Args:
@@ -245,14 +247,14 @@ class WarmParent:
             child.started.set_result(None)
         elif "finished" in message:
             child = self._children[message["finished"]]
-            child.set_ended(child.pid, message["code"])
+            child.set_ended(child.pid, message["code"], message["peak"])
         elif "refused" in message:
             number = message["errno"]
             error = OSError(number, os.strerror(number), message["path"])
             self._children[message["refused"]].started.set_result(error)
         elif "ended" in message:
             code = os.waitstatus_to_exitcode(message["status"])
-            self._forget(message["ended"]).set_ended(message["pid"], code)
+            self._forget(message["ended"]).set_ended(message["pid"], code, message["peak"])
         elif not self._ready.done():
             self._ready.set_result(message)
 

@@ -153,10 +153,11 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How the plugin ended: its exit code, or None, and the seconds that it took."""
+    """How the plugin ended: its exit code, or None, the seconds that it took, its memory."""
 
     exit_code: int | None
     seconds: float
+    peak_memory_bytes: int | None = None
 
 
 class Job(Record):
@@ -166,6 +167,7 @@ class Job(Record):
     `held` means that a plain blocking call waits for it, and that it is cancelled with its client.
     `attempts` counts starts, except those that an orderly stop of the server undid.
     `owner` is the name of the caller who made it; None if the server asked nobody who they are.
+    `peak_memory_bytes` is the most memory that one process of its run held.
     `traceparent` (W3C) is that of the request that made it.
     `idempotency_key` is kept with the `fingerprint` of the request that it belongs to.
     """
@@ -190,6 +192,7 @@ class Job(Record):
     attempts: int = 0
     exit_code: int | None = None
     seconds: float | None = None
+    peak_memory_bytes: int | None = None
     held: bool = False
     cancel_requested: bool = False
     rerun_of: str | None = None
@@ -252,6 +255,7 @@ class Job(Record):
             "succeeded",
             exit_code=end.exit_code,
             seconds=end.seconds,
+            peak_memory_bytes=end.peak_memory_bytes,
             segmentation=segmentation,
             warnings=[*self.warnings, *warnings],
         )
@@ -263,6 +267,7 @@ class Job(Record):
             "failed",
             exit_code=end.exit_code if end else None,
             seconds=end.seconds if end else None,
+            peak_memory_bytes=end.peak_memory_bytes if end else None,
             error=Cause.of(error),
             idempotency_key=key,
         )

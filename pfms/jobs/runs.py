@@ -175,7 +175,8 @@ class Runs:
 
         stages.enter("judging")
         self._on_progress(active, Progress("saving"))
-        end = RunEnd(plugin_exit.code, round(plugin_exit.seconds, 3))
+        end = RunEnd(plugin_exit.code, round(plugin_exit.seconds, 3), plugin_exit.peak_memory)
+        self._metrics.peak_memory(plugin_exit.peak_memory)
         try:
             with self._spans.span("judge"):
                 segmentation, warnings = await asyncio.to_thread(attempt.judge, plugin_exit)

@@ -68,6 +68,8 @@ class PluginExit:
         ended_by: `itself`; `time-limit` (the executor ended it); `executor` (the executor lost it,
             through no fault of the run: it may be tried again); `not-started`.
         message: Why it was not started or was lost, in one line; else empty.
+        peak_memory: The most bytes of memory that one of its processes held (resident pages, also
+            those that it shared with the process it was forked from); None if it is not known.
     """
 
     code: int | None
@@ -75,6 +77,7 @@ class PluginExit:
     seconds: float
     ended_by: Literal["itself", "time-limit", "executor", "not-started"] = "itself"
     message: str = ""
+    peak_memory: int | None = None
 
 
 @dataclass(frozen=True)

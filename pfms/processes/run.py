@@ -11,9 +11,10 @@ import os
 import signal
 import sys
 import time
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pfms.aio import to_the_end
 from pfms.plugin.python_settings import NOT_FOR_RUNS
@@ -27,6 +28,14 @@ _KEEPER_SECONDS = 3.0  # for a keeper, beyond the grace, to kill everything and 
 _NO_RESOURCES = {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 # A service manager that stops us signals all our processes at once: not the run's fault either.
 _STOP_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+class RunChild(Child, Protocol):
+    """A run: by its keeper, or a forked one."""
+
+    @property
+    def peak_memory(self) -> int | None:
+        """The most bytes that a process of it held; None until it has ended, or if unknown."""
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -91,7 +100,7 @@ async def run_in_group(
 
 
 async def run_child(
-    spawning: Awaitable[Child | OSError],
+    spawning: Awaitable[RunChild | OSError],
     *,
     job: str,
     command: str,
@@ -129,7 +138,32 @@ async def run_child(
     seconds = time.monotonic() - started
     if lost or child is None:
         return PluginExit(None, None, seconds, "executor", lost)
-    return _ended(child.returncode, timed_out, seconds)
+    return _ended(child.returncode, timed_out, seconds, child.peak_memory)
+
+
+class KeptChild:
+    """A run by its keeper, as `RunChild`."""
+
+    def __init__(self, keeper: Process) -> None:
+        self._keeper = keeper
+        self.pid = keeper.pid
+        self.peak_memory: int | None = None
+
+    @property
+    def returncode(self) -> int | None:
+        """The keeper ends as its run did."""
+        return self._keeper.returncode
+
+    async def wait(self) -> int:
+        """Wait until it has ended, for its return code."""
+        code = await self._keeper.wait()
+        if peak := await self.told():
+            self.peak_memory = json.loads(peak)
+        return code
+
+    async def told(self) -> bytes:
+        """The next line of the keeper; empty if it has ended."""
+        return await self._keeper.stdout.readline() if self._keeper.stdout else b""
 
 
 async def _spawn(
@@ -139,7 +173,7 @@ async def _spawn(
     output: int,
     grace: float,
     max_memory: int,
-) -> Child | OSError:
+) -> RunChild | OSError:
     """The keeper of the process, which ends as it does, or the error that prevented it."""
     keeper = (sys.executable, "-I", "-S", str(KEEPER), str(output), str(grace), str(max_memory))
     try:
@@ -156,15 +190,16 @@ async def _spawn(
         )
     except OSError as error:
         return error
-    said = await process.stdout.read() if process.stdout else b""
-    if not said:
-        return process
+    child = KeptChild(process)
+    problem = json.loads(await child.told() or "null")
+    if problem is None:
+        return child
     await process.wait()
-    number, file = json.loads(said)
+    number, file = problem
     return OSError(number, os.strerror(number), file)
 
 
-def _child_of(spawn: asyncio.Future[Child | OSError]) -> Child | None:
+def _child_of(spawn: asyncio.Future[RunChild | OSError]) -> RunChild | None:
     if spawn.cancelled() or spawn.exception() is not None:
         return None
     return None if isinstance(child := spawn.result(), OSError) else child
@@ -189,7 +224,9 @@ def _not_started(error: OSError, command: str, cwd: Path, seconds: float) -> Plu
     )
 
 
-def _ended(returncode: int | None, timed_out: bool, seconds: float) -> PluginExit:
+def _ended(
+    returncode: int | None, timed_out: bool, seconds: float, peak_memory: int | None
+) -> PluginExit:
     code = -signal.SIGKILL if returncode is None else returncode  # None: stuck in the kernel
     number = -code if code < 0 else None
     stopped = not timed_out and number in _STOP_SIGNALS
@@ -199,4 +236,5 @@ def _ended(returncode: int | None, timed_out: bool, seconds: float) -> PluginExi
         seconds=seconds,
         ended_by="time-limit" if timed_out else "executor" if stopped else "itself",
         message="The plugin was stopped by something outside pfms." if stopped else "",
+        peak_memory=peak_memory,
     )

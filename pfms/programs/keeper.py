@@ -5,8 +5,9 @@
 OUTPUT is the descriptor for the run's stdout and stderr; MEMORY the most bytes for each of its
 processes, or 0. It ends as the run ended: with the same
 exit code, or by the same signal. On TERM it asks the run to end, and kills it after GRACE seconds;
-when its own stdin ends, because the server has died, it kills the run at once. stdout gets nothing
-if the run has started, or else one line of JSON: the number of the error and the file.
+when its own stdin ends, because the server has died, it kills the run at once. stdout gets lines of
+JSON: null if the run has started, or else the number of the error and the file; when the run has
+ended, the most bytes of memory that one of its processes held.
 
 It is small, because it exists as long as the run; it imports nothing of pfms.
 """
@@ -25,11 +26,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pfms.programs.family import adopt_orphans, end_descendants
-    from pfms.programs.memory import limit_memory
+    from pfms.programs.memory import limit_memory, peak_memory
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
     from family import adopt_orphans, end_descendants
-    from memory import limit_memory
+    from memory import limit_memory, peak_memory
 
 _LEFTOVER_SECONDS = 0.2  # between TERM and KILL for what an ended run left in its group
 _KILL_SECONDS = 1.0  # for the kernel to end a process after KILL
@@ -130,13 +131,19 @@ def main(output: int, grace: float, memory: int, argv: list[str]) -> int:
             setsigdef=[*_ASKED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
         )
     except OSError as error:
-        os.write(1, json.dumps([error.errno or errno.EIO, argv[0]]).encode())
+        _tell([error.errno or errno.EIO, argv[0]])
         return 0
-    os.dup2(nothing, 1)
+    _tell(None)
     os.close(output)
     status = keeper.wait(run)
     _end_leftovers(run)
+    _tell(peak_memory(resource.getrusage(resource.RUSAGE_CHILDREN)))
     return status
+
+
+def _tell(what: object) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the server has died
+        os.write(1, json.dumps(what).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ so that parent and children can all send), with one JSON object per packet:
     from it  {ready, watch} or {failed}; then for each run, by its number
              {started, pid}                  from the child, once it leads its own session
              {progress, stage, done, total}  from the child
-             {finished, code}                from the child, when it has only to exit
+             {finished, code, peak}          from the child, when it has only to exit
              {refused, errno, path}          it could not be forked, or not enter its folder
-             {ended, pid, status}            `status` as from waitpid
+             {ended, pid, status, peak}      `status` as from waitpid
+
+`peak` is the most bytes of memory that one process of the run held.
 
 It imports nothing of pfms, starts no thread, runs no torch computation (OpenMP threads do not
 survive a fork) and never uses CUDA. When the socket closes, it ends, with its children.
@@ -22,6 +24,7 @@ import ctypes
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -137,7 +140,7 @@ class Parent:
             pid = os.fork()
         except OSError as error:
             self._link.send({"refused": order["run"], "errno": error.errno, "path": None})
-            self._link.send({"ended": order["run"], "pid": 0, "status": 0})
+            self._link.send({"ended": order["run"], "pid": 0, "status": 0, "peak": None})
         else:
             if not pid:
                 self._run_in_child(order, log)
@@ -147,11 +150,12 @@ class Parent:
     def _reap(self) -> None:
         ended: list[Message] = []
         with contextlib.suppress(ChildProcessError):
-            while (dead := os.waitpid(-1, os.WNOHANG))[0]:
-                pid, status = dead
+            while (dead := os.wait4(-1, os.WNOHANG))[0]:
+                pid, status, usage = dead
                 run = self._running.pop(pid, None)
                 if run is not None:  # otherwise it was adopted, or an import started it
-                    ended.append({"ended": run, "pid": pid, "status": status})
+                    peak = memory.peak_memory(usage)
+                    ended.append({"ended": run, "pid": pid, "status": status, "peak": peak})
         # A run keeps its orphans for as long as it lives: what is ours now is left of ended ones.
         family.end_descendants(_KILL_SECONDS, but=(*self._running, *self._own))
         for message in ended:
@@ -185,7 +189,7 @@ class Parent:
                 signal.signal(-code, signal.SIG_DFL)
                 os.kill(os.getpid(), -code)
             # Sent before the exit, because the kernel takes a while to free 2 GB.
-            self._link.send({"finished": self._run, "code": code})
+            self._link.send({"finished": self._run, "code": code, "peak": _peak()})
         finally:
             os._exit(code)
 
@@ -222,6 +226,12 @@ class Parent:
 
     def _report_progress(self, **progress: Any) -> None:
         self._link.send({"progress": self._run, **progress}, wait=False)
+
+
+def _peak() -> int:
+    """Of this process and its descendants."""
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return memory.peak_memory(*map(resource.getrusage, both))
 
 
 def main() -> None:
