@@ -34,6 +34,7 @@ BENCHES = (
     "own_share",
     "soak",
     "adaptations",
+    "stages",
     "speed",
 )
 
@@ -55,7 +56,7 @@ def main() -> int:
     good = True
     for name in options.names or BENCHES:
         console.rule(f"{name}: {_first_line(name)}", align="left")
-        good &= _run(name, options.quick, results, console)
+        good &= _run(name, options, results, console)
     draw(results)
     console.print(f"Written to {results}/", highlight=False)
     return 0 if good else 1
@@ -67,6 +68,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="see that they work; the numbers mean less"
     )
+    parser.add_argument(
+        "--off",
+        metavar="NAMES",
+        type=lambda names: tuple(filter(None, names.split(","))),
+        help="stages: the adaptations that the runs of before leave out (default: the newer ones)",
+    )
     parser.add_argument("--list", action="store_true", help="say which there are")
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHES):
@@ -74,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     return options
 
 
-def _run(name: str, quick: bool, results: Path, console: Console) -> bool:
+def _run(name: str, options: argparse.Namespace, results: Path, console: Console) -> bool:
     """Measure, print and write one; whether nothing is amiss."""
     started = time.monotonic()
     before = os.getloadavg()[0]
@@ -84,7 +91,8 @@ def _run(name: str, quick: bool, results: Path, console: Console) -> bool:
     skipped = failed = None
     folder = Path(tempfile.mkdtemp(prefix=f"pfms-bench-{name}-"))
     try:
-        figures = importlib.import_module(f"bench.{name}").measure(Task(folder / "work", quick))
+        task = Task(folder / "work", options.quick, options.off)
+        figures = importlib.import_module(f"bench.{name}").measure(task)
     except Skipped as reason:
         skipped = str(reason)
         console.print(f"Skipped: {skipped}.", highlight=False)
@@ -97,7 +105,7 @@ def _run(name: str, quick: bool, results: Path, console: Console) -> bool:
         console.print(_table(figures))
     result = {
         "name": name,
-        "quick": quick,
+        "quick": options.quick,
         "seconds": round(time.monotonic() - started, 1),
         "machine": machine(),
         "load_before": before,

@@ -56,10 +56,12 @@ class Task:
     Attributes:
         folder: Empty, and removed afterwards.
         quick: A smaller measurement, to see that everything works; its numbers mean less.
+        off: The adaptations that `stages` leaves out on its slower side; None for the newer ones.
     """
 
     folder: Path
     quick: bool = False
+    off: tuple[str, ...] | None = None
 
     def either(self, whole: int, quick: int) -> int:
         """How often to do something that is done less often in a quick measurement."""

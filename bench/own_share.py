@@ -1,7 +1,6 @@
 """A request minus the plugin's own time: receive, check, record, start, labels, check, send."""
 
 import asyncio
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from bench.load import FAKES, Caller, executors, expect, serving
 from bench.volumes import clinical, content, real_ct, there_is_a_real_ct
 from examples.phantoms import Phantom
 from pfms.settings import Settings
+from pfms.storage.files import size_and_sha256
 from pfms.storage.upload import UploadWriter
 from pfms.volumes.admit import VolumeLimits, admit_volume
 from pfms.volumes.labels import write_labels
@@ -39,7 +39,7 @@ def measure(task: Task) -> list[Figure]:
             judged = target if executor == executors()[-1] else None
             note = f"{process:.3f} s of it start and end the process"
             figures.append(Figure(f"{name}, {executor}", whole, "s", at_most=judged, note=note))
-        for stage, seconds in _stages(folder, volume, onehot, times).items():
+        for stage, seconds in own_stages(folder, volume, onehot, times).items():
             figures.append(Figure(f"{name}, {stage}", seconds, "s"))
     return figures
 
@@ -74,8 +74,15 @@ def _request(server: Server, volume: bytes) -> tuple[float, float]:
     return seconds - main, job["seconds"] - main
 
 
-def _stages(folder: Path, volume: bytes, onehot: Path, times: int) -> dict[str, float]:
-    """Median seconds of each stage by itself."""
+def own_stages(folder: Path, volume: bytes, onehot: Path, times: int) -> dict[str, float]:
+    """Median seconds of each of the server's own stages by itself, over so many times.
+
+    Args:
+        folder: Where to put files; it exists.
+        volume: The bytes of a `.nii.gz`.
+        onehot: What the plugin makes of it.
+        times: How often.
+    """
     upload, admitted, labels = (folder / name for name in ("upload", "in.nii.gz", "out.nii.gz"))
     bounds = Settings.model_fields
     limits = VolumeLimits(bounds["max_volume_bytes"].default, bounds["max_grid_voxels"].default)
@@ -91,13 +98,26 @@ def _stages(folder: Path, volume: bytes, onehot: Path, times: int) -> dict[str, 
         upload.write_bytes(volume)
         admit_volume(upload, admitted, limits)
 
+    def hash_results() -> None:
+        for path in (labels, onehot):
+            with path.open("rb") as file:
+                size_and_sha256(file)
+
     stages: dict[str, Callable[[], object]] = {
         "write and hash the upload": lambda: asyncio.run(receive()),
         "look at the volume": look,
         "labels, checked and compressed": lambda: write_labels(onehot, admitted, labels),
-        "hash the result": lambda: hashlib.sha256(labels.read_bytes()).digest(),
+        "hash the results": hash_results,
     }
-    return {name: median([_seconds(call) for _ in range(times)]) for name, call in stages.items()}
+    took = {name: median([_seconds(call) for _ in range(times)]) for name, call in stages.items()}
+    with (
+        _prepared(folder / "server", executors()[-1], onehot) as server,
+        Caller(server.url) as caller,
+    ):
+        expect(200, caller.infer(volume))
+        job = json.loads(caller.get("/api/v1/jobs?limit=1").body)["jobs"][0]
+        sent = [expect(200, caller.get(f"/api/v1/jobs/{job['id']}/result")) for _ in range(times)]
+    return {**took, "send the labels": median(answer.seconds for answer in sent)}
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from bench.command_line import make_tree, run_bare
 from bench.figures import Figure, Task
 from bench.load import Caller, executors, expect, serving
 from bench.volumes import clinical, content, phantom_3mm, real_ct, there_is_a_real_ct
 from pfms.plugin import PLUGIN
-from pfms.plugin.command import resolve_command
 from pfms.storage.removal import discard
 from pfms.volumes.labels import labels_checksum
 from tests.conftest import ROOT, Server
@@ -67,17 +66,9 @@ def _cases(task: Task) -> Iterator[_Case]:
 
 
 def _bare(case: _Case, folder: Path, weights: Path) -> None:
-    """As a person would type it, with nothing added to the environment."""
-    volume, model = folder / PLUGIN.volume, folder / PLUGIN.weights
-    volume.parent.mkdir(parents=True)
-    volume.write_bytes(case.volume)
-    model.write_bytes(weights.read_bytes())
-    argv = PLUGIN.argv(resolve_command("spleenseg").argv, "cpu")
-    (folder / "output").mkdir()
-    with (folder / "log").open("wb") as log:
-        started = time.perf_counter()
-        subprocess.run(argv, cwd=folder, stdout=log, stderr=log, check=True)
-        case.seconds["bare"].append(time.perf_counter() - started)
+    make_tree(folder, case.volume, weights)
+    took = run_bare(folder)
+    case.seconds["bare"].append(took.seconds)
     _compare(case, "bare", labels_checksum(folder / PLUGIN.outputs["onehot"]))
     discard(folder)
 
