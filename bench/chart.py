@@ -1,13 +1,17 @@
-"""One picture of the last results: requests in seconds, and every figure against its target."""
+"""One picture of the last results: requests, runs by stage, and every figure by its target."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.machine import machine_line
+from bench.stage_timer import STAGES
 
 _WAYS = {"bare": "#8b949e", "fresh": "#58a6ff", "warm": "#2da44e", "network alone": "#d4a72c"}
 _MET, _MISSED = "#2da44e", "#cf222e"
+_LEAST_LABELLED = 0.03  # of the longest run
 
 
 def draw(results: Path) -> None:
@@ -27,17 +31,23 @@ def draw(results: Path) -> None:
     if not judged:
         return
     times = _times(found.get("speed", {}).get("figures", []))
-    heights = [0.5 + 0.3 * sum(map(len, times.values())), 0.5 + 0.27 * len(judged)]
+    stages = _stages(found.get("stages", {}).get("figures", []))
+    parts: list[tuple[float, Callable[[Any], None]]] = []  # inches, and what draws it
+    if times:
+        parts.append((0.5 + 0.3 * sum(map(len, times.values())), partial(_draw_times, times)))
+    if stages:
+        parts.append((1 + 0.3 * len(stages), partial(_draw_stages, stages)))
+    parts.append((0.5 + 0.27 * len(judged), partial(_draw_targets, judged)))
+    heights = [height for height, _ in parts]
     figure, axes = plt.subplots(
-        2 if times else 1,
+        len(parts),
         squeeze=False,
-        figsize=(11, sum(heights) + 1.5 if times else heights[1] + 1),
-        height_ratios=heights if times else None,
+        figsize=(11, sum(heights) + 0.5 + 0.5 * len(parts)),
+        height_ratios=heights,
         layout="constrained",
     )
-    if times:
-        _draw_times(axes[0, 0], times)
-    _draw_targets(axes[-1, 0], judged)
+    for axis, (_, draw_part) in zip(axes[:, 0], parts, strict=True):
+        draw_part(axis)
     newest = max(found.values(), key=lambda result: result["machine"]["date"])
     figure.suptitle(machine_line(newest["machine"]), fontsize=9)
     figure.savefig(results / "bench.png", dpi=100)
@@ -54,7 +64,17 @@ def _times(figures: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return times
 
 
-def _draw_times(axes: Any, times: dict[str, dict[str, float]]) -> None:
+def _stages(figures: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Seconds by run and stage."""
+    runs: dict[str, dict[str, float]] = {}
+    for figure in figures:
+        run, _, stage = figure["name"].rpartition(", ")
+        if stage in STAGES:
+            runs.setdefault(run, {})[stage] = figure["value"]
+    return runs
+
+
+def _draw_times(times: dict[str, dict[str, float]], axes: Any) -> None:
     bars = [
         (f"{volume}, {way}", way, s) for volume, ways in times.items() for way, s in ways.items()
     ]
@@ -68,7 +88,36 @@ def _draw_times(axes: Any, times: dict[str, dict[str, float]]) -> None:
     _plain(axes)
 
 
-def _draw_targets(axes: Any, judged: list[tuple[str, dict[str, Any]]]) -> None:
+def _draw_stages(runs: dict[str, dict[str, float]], axes: Any) -> None:
+    """As parts of the longest run of the same volume."""
+    from matplotlib import colormaps
+
+    longest: dict[str, float] = {}
+    for run, stages in runs.items():
+        volume = run.partition(", ")[0]
+        longest[volume] = max(longest.get(volume, 0), sum(stages.values()))
+    whole = [longest[run.partition(", ")[0]] for run in runs]
+    left = [0.0] * len(runs)
+    for number, stage in enumerate(STAGES):
+        parts = [
+            stages.get(stage, 0) / most for stages, most in zip(runs.values(), whole, strict=True)
+        ]
+        drawn = axes.barh(
+            list(runs), parts, left=left, label=stage, color=colormaps["tab20"](number)
+        )
+        labels = [
+            f"{part * most:.1f}" if part > _LEAST_LABELLED else ""
+            for part, most in zip(parts, whole, strict=True)
+        ]
+        axes.bar_label(drawn, labels, label_type="center", fontsize=7)
+        left = [start + part for start, part in zip(left, parts, strict=True)]
+    axes.legend(fontsize=7, ncols=6, loc="upper left", bbox_to_anchor=(0, -0.03))
+    axes.set_title("one run by stage, seconds (to scale by volume)", loc="left", fontsize=10)
+    axes.set_xticks([])
+    _plain(axes)
+
+
+def _draw_targets(judged: list[tuple[str, dict[str, Any]]], axes: Any) -> None:
     """As a part of what is allowed: 1 and below is met, whichever way the target points."""
     parts = [_part(figure) for _, figure in judged]
     drawn = axes.barh(
