@@ -45,6 +45,7 @@ class ForkedChild:
         self.pid = 0
         self.returncode: int | None = None
         self.peak_memory: int | None = None
+        self.alone = False
         self.started: asyncio.Future[OSError | None] = loop.create_future()
         self.on_progress = on_progress
         self._ended: asyncio.Future[int] = loop.create_future()
@@ -53,13 +54,14 @@ class ForkedChild:
         """Wait until it has ended, for its return code; raises `ChildLost` if its parent dies."""
         return await asyncio.shield(self._ended)
 
-    def set_ended(self, pid: int, returncode: int, peak_memory: int | None) -> None:
+    def set_ended(self, pid: int, returncode: int, peak_memory: int | None, *, alone: bool) -> None:
         """Note that it has ended; only the first report counts."""
         if self._ended.done():
             return
         self.pid = pid
         self.returncode = returncode
         self.peak_memory = peak_memory
+        self.alone = alone
         self._ended.set_result(returncode)
         if not self.started.done():
             self.started.set_result(None)
@@ -247,14 +249,15 @@ class WarmParent:
             child.started.set_result(None)
         elif "finished" in message:
             child = self._children[message["finished"]]
-            child.set_ended(child.pid, message["code"], message["peak"])
+            child.set_ended(child.pid, message["code"], message["peak"], alone=True)
         elif "refused" in message:
             number = message["errno"]
             error = OSError(number, os.strerror(number), message["path"])
             self._children[message["refused"]].started.set_result(error)
         elif "ended" in message:
             code = os.waitstatus_to_exitcode(message["status"])
-            self._forget(message["ended"]).set_ended(message["pid"], code, message["peak"])
+            child = self._forget(message["ended"])
+            child.set_ended(message["pid"], code, message["peak"], alone=message["alone"])
         elif not self._ready.done():
             self._ready.set_result(message)
 

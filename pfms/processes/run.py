@@ -37,6 +37,10 @@ class RunChild(Child, Protocol):
     def peak_memory(self) -> int | None:
         """The most bytes that a process of it held; None until it has ended, or if unknown."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether it has ended, and all that it had started is known to have ended."""
+
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     """The server's environment, without what is meant only for the server, plus `extra`."""
@@ -134,7 +138,8 @@ async def run_child(
         lost = str(error)
     finally:
         child = _child_of(spawn)
-        await to_the_end(end_run(child, job, grace))
+        if child is None or not child.alone:
+            await to_the_end(end_run(child, job, grace))
     seconds = time.monotonic() - started
     if lost or child is None:
         return PluginExit(None, None, seconds, "executor", lost)
@@ -148,6 +153,7 @@ class KeptChild:
         self._keeper = keeper
         self.pid = keeper.pid
         self.peak_memory: int | None = None
+        self.alone = False
 
     @property
     def returncode(self) -> int | None:
@@ -157,8 +163,8 @@ class KeptChild:
     async def wait(self) -> int:
         """Wait until it has ended, for its return code."""
         code = await self._keeper.wait()
-        if peak := await self.told():
-            self.peak_memory = json.loads(peak)
+        if end := await self.told():
+            self.peak_memory, self.alone = json.loads(end)
         return code
 
     async def told(self) -> bytes:

@@ -7,7 +7,7 @@ processes, or 0. It ends as the run ended: with the same
 exit code, or by the same signal. On TERM it asks the run to end, and kills it after GRACE seconds;
 when its own stdin ends, because the server has died, it kills the run at once. stdout gets lines of
 JSON: null if the run has started, or else the number of the error and the file; when the run has
-ended, the most bytes of memory that one of its processes held.
+ended, the most bytes of memory that one of its processes held, and whether all of them have ended.
 
 It is small, because it exists as long as the run; it imports nothing of pfms.
 """
@@ -25,14 +25,13 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pfms.programs.family import adopt_orphans, end_descendants
+    from pfms.programs.family import adopt_orphans, end_leftovers
     from pfms.programs.memory import limit_memory, peak_memory
 else:
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
-    from family import adopt_orphans, end_descendants
+    from family import adopt_orphans, end_leftovers
     from memory import limit_memory, peak_memory
 
-_LEFTOVER_SECONDS = 0.2  # between TERM and KILL for what an ended run left in its group
 _KILL_SECONDS = 1.0  # for the kernel to end a process after KILL
 _ASKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -96,24 +95,10 @@ def _signal(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
-def _end_leftovers(run: int) -> None:
-    _signal(run, signal.SIGTERM)
-    until = time.monotonic() + _LEFTOVER_SECONDS
-    while time.monotonic() < until:
-        _reap(0)
-        try:
-            os.killpg(run, 0)
-        except OSError:
-            break
-        time.sleep(0.01)
-    end_descendants(_KILL_SECONDS)
-    _reap(0)
-
-
 def main(output: int, grace: float, memory: int, argv: list[str]) -> int:
     """Start the run and wait for it; returns its status, as from waitpid."""
     keeper = Keeper(grace)
-    adopt_orphans()
+    adopts = adopt_orphans()
     limit_memory(memory)
     nothing = os.open(os.devnull, os.O_RDWR)
     try:
@@ -136,8 +121,8 @@ def main(output: int, grace: float, memory: int, argv: list[str]) -> int:
     _tell(None)
     os.close(output)
     status = keeper.wait(run)
-    _end_leftovers(run)
-    _tell(peak_memory(resource.getrusage(resource.RUSAGE_CHILDREN)))
+    alone = end_leftovers(run) and adopts
+    _tell([peak_memory(resource.getrusage(resource.RUSAGE_CHILDREN)), alone])
     return status
 
 

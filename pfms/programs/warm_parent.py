@@ -10,9 +10,10 @@ so that parent and children can all send), with one JSON object per packet:
              {progress, stage, done, total}  from the child
              {finished, code, peak}          from the child, when it has only to exit
              {refused, errno, path}          it could not be forked, or not enter its folder
-             {ended, pid, status, peak}      `status` as from waitpid
+             {ended, pid, status, peak, alone}   `status` as from waitpid
 
-`peak` is the most bytes of memory that one process of the run held.
+`peak` is the most bytes of memory that one process of the run held. `alone` says whether all that
+it had started has ended; that is so before `finished` is sent.
 
 It imports nothing of pfms, starts no thread, runs no torch computation (OpenMP threads do not
 survive a fork) and never uses CUDA. When the socket closes, it ends, with its children.
@@ -106,8 +107,9 @@ class EnvironmentMark:
 class Parent:
     """Forks and reaps children, and ends them when it ends."""
 
-    def __init__(self, link: Link, call: Callable[[], object], grace: float) -> None:
+    def __init__(self, link: Link, call: Callable[[], object], grace: float, adopts: bool) -> None:
         self._link = link
+        self._adopts = adopts
         self._call = call
         self._grace = grace
         self._mark = EnvironmentMark()
@@ -140,7 +142,9 @@ class Parent:
             pid = os.fork()
         except OSError as error:
             self._link.send({"refused": order["run"], "errno": error.errno, "path": None})
-            self._link.send({"ended": order["run"], "pid": 0, "status": 0, "peak": None})
+            self._link.send(
+                {"ended": order["run"], "pid": 0, "status": 0, "peak": None, "alone": True}
+            )
         else:
             if not pid:
                 self._run_in_child(order, log)
@@ -157,9 +161,9 @@ class Parent:
                     peak = memory.peak_memory(usage)
                     ended.append({"ended": run, "pid": pid, "status": status, "peak": peak})
         # A run keeps its orphans for as long as it lives: what is ours now is left of ended ones.
-        family.end_descendants(_KILL_SECONDS, but=(*self._running, *self._own))
+        alone = family.end_descendants(_KILL_SECONDS, but=(*self._running, *self._own))
         for message in ended:
-            self._link.send(message)
+            self._link.send({**message, "alone": alone and self._adopts})
 
     def _end_all(self) -> None:
         for number, seconds in ((signal.SIGTERM, self._grace), (signal.SIGKILL, _KILL_SECONDS)):
@@ -179,24 +183,27 @@ class Parent:
         try:
             self._set_up_run(order, log)
             code = warm_plugin.exit_code_of(self._call)
-            family.end_descendants(_KILL_SECONDS, group=os.getpid())  # the server ends the group
+            family.end_descendants(_KILL_SECONDS, group=os.getpid())  # the group may end by itself
             threading._shutdown()  # type: ignore[attr-defined]
             atexit._run_exitfuncs()
             ctypes.CDLL(None).fflush(None)
             sys.stdout.flush()
             sys.stderr.flush()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            alone = family.end_leftovers(os.getpid())
             if code < 0:
                 signal.signal(-code, signal.SIG_DFL)
                 os.kill(os.getpid(), -code)
             # Sent before the exit, because the kernel takes a while to free 2 GB.
-            self._link.send({"finished": self._run, "code": code, "peak": _peak()})
+            if alone and self._adopts:
+                self._link.send({"finished": self._run, "code": code, "peak": _peak()})
         finally:
             os._exit(code)
 
     def _set_up_run(self, order: Message, log: int) -> None:
         self._run = order["run"]
         os.setsid()
-        family.adopt_orphans()
+        self._adopts = family.adopt_orphans()
         memory.limit_memory(order["memory"])
         self._mark.write(order["job"])
         signal.set_wakeup_fd(-1)
@@ -245,9 +252,9 @@ def main() -> None:
     order, _ = link.receive()
     if order is None:
         return
-    family.adopt_orphans()
+    adopts = family.adopt_orphans()
     try:
-        parent = Parent(link, warm_plugin.load(order), order["grace"])
+        parent = Parent(link, warm_plugin.load(order), order["grace"], adopts)
     except BaseException as error:
         traceback.print_exc()
         last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
