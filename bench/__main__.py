@@ -36,6 +36,7 @@ BENCHES = (
     "adaptations",
     "stages",
     "speed",
+    "gpu",
 )
 
 
@@ -92,7 +93,8 @@ def _run(name: str, options: argparse.Namespace, results: Path, console: Console
     folder = Path(tempfile.mkdtemp(prefix=f"pfms-bench-{name}-"))
     try:
         task = Task(folder / "work", options.quick, options.off)
-        figures = importlib.import_module(f"bench.{name}").measure(task)
+        for figure in importlib.import_module(f"bench.{name}").measure(task):
+            figures.append(figure)  # one by one: a bench that yields them keeps those it has
     except Skipped as reason:
         skipped = str(reason)
         console.print(f"Skipped: {skipped}.", highlight=False)

@@ -1,27 +1,38 @@
-"""One picture of the last results: requests, runs by stage, and every figure by its target."""
+"""Pictures of the last results.
+
+`bench.png` has requests, runs by stage, and every figure by its target; `gpu.png` what `bench gpu`
+measured.
+"""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import on_device, stage_timer
+from bench.figures import number
 from bench.machine import machine_line
-from bench.stage_timer import STAGES
 
 _WAYS = {"bare": "#8b949e", "fresh": "#58a6ff", "warm": "#2da44e", "network alone": "#d4a72c"}
 _MET, _MISSED = "#2da44e", "#cf222e"
 _LEAST_LABELLED = 0.03  # of the longest run
 
+_Figures = list[dict[str, Any]]
+_Parts = list[tuple[float, Callable[[Any], None]]]  # of a picture: inches, and what draws it
+
 
 def draw(results: Path) -> None:
-    """Write `bench.png` beside the JSON files that it is made of."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
+    """Write the pictures beside the JSON files that they are made of."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    if gpu := found.get("gpu"):
+        figures = gpu["figures"]
+        parts = _parts(figures, figures, on_device.STAGES)
+        for unit in ("/s", "MB"):
+            if bars := {f["name"]: f["value"] for f in figures if f["unit"] == unit}:
+                parts.append((0.5 + 0.3 * len(bars), partial(_draw_bars, bars, unit)))
+        device = next((f["note"] for f in figures if f["name"] == on_device.DEVICE), "")
+        _save(parts, f"{device}, {machine_line(gpu['machine'])}", results / "gpu.png")
     judged = [
         (f"{name}: {figure['name']}", figure)
         for name, result in found.items()
@@ -30,14 +41,29 @@ def draw(results: Path) -> None:
     ]
     if not judged:
         return
-    times = _times(found.get("speed", {}).get("figures", []))
-    stages = _stages(found.get("stages", {}).get("figures", []))
-    parts: list[tuple[float, Callable[[Any], None]]] = []  # inches, and what draws it
-    if times:
-        parts.append((0.5 + 0.3 * sum(map(len, times.values())), partial(_draw_times, times)))
-    if stages:
-        parts.append((1 + 0.3 * len(stages), partial(_draw_stages, stages)))
+    requests, runs = (found.get(name, {}).get("figures", []) for name in ("speed", "stages"))
+    parts = _parts(requests, runs, stage_timer.STAGES)
     parts.append((0.5 + 0.27 * len(judged), partial(_draw_targets, judged)))
+    newest = max(found.values(), key=lambda result: result["machine"]["date"])
+    _save(parts, machine_line(newest["machine"]), results / "bench.png")
+
+
+def _parts(requests: _Figures, runs: _Figures, names: Sequence[str]) -> _Parts:
+    """What draws requests, and runs by stage, where there are any."""
+    parts: _Parts = []
+    if times := _times(requests):
+        parts.append((0.5 + 0.3 * sum(map(len, times.values())), partial(_draw_times, times)))
+    if stages := _stages(runs, names):
+        parts.append((1 + 0.3 * len(stages), partial(_draw_stages, names, stages)))
+    return parts
+
+
+def _save(parts: _Parts, title: str, target: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
     heights = [height for height, _ in parts]
     figure, axes = plt.subplots(
         len(parts),
@@ -48,13 +74,12 @@ def draw(results: Path) -> None:
     )
     for axis, (_, draw_part) in zip(axes[:, 0], parts, strict=True):
         draw_part(axis)
-    newest = max(found.values(), key=lambda result: result["machine"]["date"])
-    figure.suptitle(machine_line(newest["machine"]), fontsize=9)
-    figure.savefig(results / "bench.png", dpi=100)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(target, dpi=100)
     plt.close(figure)
 
 
-def _times(figures: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _times(figures: _Figures) -> dict[str, dict[str, float]]:
     """Seconds by volume and way."""
     times: dict[str, dict[str, float]] = {}
     for figure in figures:
@@ -64,12 +89,12 @@ def _times(figures: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return times
 
 
-def _stages(figures: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def _stages(figures: _Figures, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Seconds by run and stage."""
     runs: dict[str, dict[str, float]] = {}
     for figure in figures:
         run, _, stage = figure["name"].rpartition(", ")
-        if stage in STAGES:
+        if stage in names:
             runs.setdefault(run, {})[stage] = figure["value"]
     return runs
 
@@ -88,7 +113,7 @@ def _draw_times(times: dict[str, dict[str, float]], axes: Any) -> None:
     _plain(axes)
 
 
-def _draw_stages(runs: dict[str, dict[str, float]], axes: Any) -> None:
+def _draw_stages(names: Sequence[str], runs: dict[str, dict[str, float]], axes: Any) -> None:
     """As parts of the longest run of the same volume."""
     from matplotlib import colormaps
 
@@ -98,13 +123,12 @@ def _draw_stages(runs: dict[str, dict[str, float]], axes: Any) -> None:
         longest[volume] = max(longest.get(volume, 0), sum(stages.values()))
     whole = [longest[run.partition(", ")[0]] for run in runs]
     left = [0.0] * len(runs)
-    for number, stage in enumerate(STAGES):
+    for index, stage in enumerate(names):
         parts = [
             stages.get(stage, 0) / most for stages, most in zip(runs.values(), whole, strict=True)
         ]
-        drawn = axes.barh(
-            list(runs), parts, left=left, label=stage, color=colormaps["tab20"](number)
-        )
+        colour = colormaps["tab20"](index % 20)
+        drawn = axes.barh(list(runs), parts, left=left, label=stage, color=colour)
         labels = [
             f"{part * most:.1f}" if part > _LEAST_LABELLED else ""
             for part, most in zip(parts, whole, strict=True)
@@ -114,6 +138,12 @@ def _draw_stages(runs: dict[str, dict[str, float]], axes: Any) -> None:
     axes.legend(fontsize=7, ncols=6, loc="upper left", bbox_to_anchor=(0, -0.03))
     axes.set_title("one run by stage, seconds (to scale by volume)", loc="left", fontsize=10)
     axes.set_xticks([])
+    _plain(axes)
+
+
+def _draw_bars(bars: dict[str, float], unit: str, axes: Any) -> None:
+    drawn = axes.barh(list(bars), list(bars.values()), color=_WAYS["warm"])
+    axes.bar_label(drawn, [f"{number(value)} {unit}" for value in bars.values()], fontsize=8)
     _plain(axes)
 
 

@@ -25,9 +25,9 @@ def make_tree(folder: Path, volume: bytes, weights: Path) -> None:
     (folder / "output").mkdir()
 
 
-def run_bare(folder: Path) -> Took:
+def run_bare(folder: Path, device: str = "cpu") -> Took:
     """Run it, with nothing added to the environment."""
-    argv = PLUGIN.argv(resolve_command(PLUGIN.name).argv, "cpu")
+    argv = PLUGIN.argv(resolve_command(PLUGIN.name).argv, device)
     with (folder / "log").open("wb") as log:
         started = time.perf_counter()
         process = subprocess.Popen(argv, cwd=folder, stdout=log, stderr=log)

@@ -1,7 +1,10 @@
 """What the benches share: a server to measure, clients that cost little, and its memory."""
 
+import gzip
+import hashlib
 import http.client
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +121,44 @@ def expect(status: int, answer: Answer) -> Answer:
     return answer
 
 
+def infer_once(server: Server, volume: bytes) -> tuple[float, str, dict[str, Any]]:
+    """Make a blocking call, and remove its job.
+
+    Returns:
+        The seconds, the checksum of the labels' voxels, and the job.
+    """
+    with Caller(server.url) as caller:
+        answer = expect(200, caller.infer(volume))
+    job: dict[str, Any] = server.http.get("/jobs", params={"limit": 1}).json()["jobs"][0]
+    server.http.delete(f"/jobs/{job['id']}").raise_for_status()
+    return answer.seconds, hashlib.sha256(gzip.decompress(answer.body)[352:]).hexdigest(), job
+
+
+def work_through(server: Server, volume: bytes, jobs: int, clients: int) -> float:
+    """Make so many blocking calls with so many clients; the seconds until all have returned."""
+    turns: Iterator[int] = iter(range(jobs))
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            with Caller(server.url) as caller:
+                while next(turns, None) is not None:
+                    expect(200, caller.infer(volume))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(clients)]
+    started = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - started
+    if failures:
+        raise failures[0]
+    return seconds
+
+
 def family(pid: int) -> list[psutil.Process]:
     """A process and all processes that it has started."""
     parent = psutil.Process(pid)
@@ -143,7 +184,7 @@ def proportional(pid: int) -> int:
     """Bytes that it holds, with its share of shared pages (PSS); 0 if it has just ended."""
     try:
         return _field(Path(f"/proc/{pid}/smaps_rollup"), "Pss")
-    except ProcessLookupError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0
 
 

@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ STAGES = (
 
 # Each stage; the function, by its module and its name there; and the stages around it of which it
 # is a part, where it is called elsewhere too (an empty name is for outside of any).
-_FUNCTIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+TimedFunction = tuple[str, str, str, tuple[str, ...]]
+FUNCTIONS: tuple[TimedFunction, ...] = (
     ("weights", "torch", "load", ()),
     ("copy", "shutil", "copy", ()),
     ("read", "monai.transforms.io.dictionary", "LoadImaged.__call__", ()),
@@ -60,9 +61,10 @@ _FUNCTIONS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
 
 
 class Stopwatch:
-    """Times the calls of functions, in every thread."""
+    """Times the calls of functions, in every thread; `clock` gives the seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._lock = threading.Lock()
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._peaks: defaultdict[str, int] = defaultdict(int)
@@ -82,11 +84,11 @@ class Stopwatch:
                 return function(*args, **named)
             self._note_peak()
             stages.append(stage)
-            started = time.perf_counter()
+            started = self._clock()
             try:
                 return function(*args, **named)
             finally:
-                ended = time.perf_counter()
+                ended = self._clock()
                 self._note_peak()
                 stages.pop()
                 with self._lock:
@@ -107,6 +109,12 @@ class Stopwatch:
                 self._peaks[stage] = max(self._peaks[stage], peak)
             Path("/proc/self/clear_refs").write_text("5")
 
+    def start_anew(self) -> None:
+        """Forget what was measured."""
+        self._note_peak()
+        for kept in (self._seconds, self._peaks, self._spans):
+            kept.clear()
+
     def result(self, started: float, ended: float) -> dict[str, Any]:
         """What was measured from `started` to `ended`."""
         self._note_peak()
@@ -115,12 +123,11 @@ class Stopwatch:
             covered += max(0.0, last - max(first, until))
             until = max(until, last)
         seconds = {**self._seconds, REST: ended - started - covered}
-        stages = [stage for stage in STAGES if stage in seconds]
         return {
             "seconds": ended - started,
             "peak": max(self._peaks.values()),
             "stages": {
-                stage: {"seconds": seconds[stage], "peak": self._peaks[stage]} for stage in stages
+                stage: {"seconds": seconds[stage], "peak": self._peaks[stage]} for stage in seconds
             },
         }
 
@@ -132,9 +139,9 @@ def _peak() -> int:
     raise KeyError("VmHWM")
 
 
-def _put_around_all(watch: Stopwatch) -> None:
-    """Have every function of `_FUNCTIONS` timed, as the adaptations have left it."""
-    for stage, module, path, parts_of in _FUNCTIONS:
+def put_around(watch: Stopwatch, functions: Iterable[TimedFunction] = FUNCTIONS) -> None:
+    """Have every function timed, as the adaptations have left it."""
+    for stage, module, path, parts_of in functions:
         *owners, name = path.split(".")
         owner: Any = functools.reduce(getattr, owners, importlib.import_module(module))
         setattr(owner, name, watch.timed(stage, getattr(owner, name), parts_of))
@@ -146,7 +153,7 @@ def main(root: str, device: str, *adaptations: str) -> None:
     order = {"entry_point": command.entry_point, "adaptations": adaptations}
     call = warm_plugin.load(order)
     watch = Stopwatch()
-    _put_around_all(watch)
+    put_around(watch)
     if pid := os.fork():
         os.waitpid(pid, 0)
         return
