@@ -25,7 +25,7 @@ from pfms.plugin.types import STAGES
 UploadKind = Literal["volume", "model"]
 RestartReason = Literal["died", "replaced", "not-started"]
 
-RUN_STAGES = ("preparing", *STAGES, "judging")
+RUN_STAGES = ("preparing", *STAGES)
 NO_CAUSE = "none"
 OTHER = "other"
 
@@ -184,9 +184,14 @@ class Metrics:
 
 
 class StageTimes:
-    """Measures the stages of one run; `tell` gets each one's name and seconds when it is over."""
+    """Measures the stages of one run; `tell` gets each one's name and seconds when it is over.
+
+    Attributes:
+        seconds: Of each stage that is over.
+    """
 
     def __init__(self, tell: Callable[[str, float], None]) -> None:
+        self.seconds: dict[str, float] = {}
         self._tell = tell
         self._stage: str | None = RUN_STAGES[0]
         self._since = time.monotonic()
@@ -197,6 +202,7 @@ class StageTimes:
             return
         now = time.monotonic()
         if self._stage is not None:
+            self.seconds[self._stage] = now - self._since
             self._tell(self._stage, now - self._since)
         self._stage, self._since = stage, now
 

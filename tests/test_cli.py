@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from pfms.client.client import PfmsClient
+from pfms.client.transport import Update
+from pfms.commands.infer import _cancelled
 from tests.command import COMMAND, environment, finish, pfms, running
 from tests.conftest import ROOT, Server, StartServer, eventually, nifti_bytes
 from tests.small_server import Answers, small_server
@@ -214,6 +217,15 @@ def test_ctrl_c_cancels_the_run_and_says_so(start_server: StartServer, folder: P
         _, err = finish(process, 130)
     job_id = server.job_folders()[0].name
     assert f"job {job_id} is cancelled" in err
+    assert server.ended(job_id)["state"] == "cancelled"
+
+
+def test_ctrl_c_while_the_result_is_checked_cancels_the_job_too(start_server: StartServer) -> None:
+    server = start_server("hangs.py")
+    job_id = server.submit()
+    with PfmsClient(server.url) as client:
+        said, _ = _cancelled(client, Update("checking", 10, 100, job_id))
+    assert said == f"interrupted: job {job_id} is cancelled"
     assert server.ended(job_id)["state"] == "cancelled"
 
 

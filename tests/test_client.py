@@ -77,17 +77,21 @@ def test_its_progress_is_reported_stage_by_stage(
 
     def let_on(update: Update) -> None:
         updates.append(update)
-        for stage, file in (("loading", "infer"), ("inferring", "save"), ("saving", "end")):
+        for stage, file in (("loading", "infer"), ("inferring", "save"), ("resampling", "end")):
             if update.stage == stage:
                 (server.job_folders()[0] / file).touch()
 
     with PfmsClient(server.url) as client:
         client.infer(volume, "demo", tmp_path / "out.nii.gz", on_update=let_on)
-    stages = list(dict.fromkeys(update.stage for update in updates))
-    assert [stage for stage in stages if stage != "uploading"] == [
-        *("checking", "waiting", "loading", "inferring", "saving", "downloading")
-    ]
-    sent = [update.done for update in updates if update.stage in ("uploading", "checking")]
+    stages = list(dict.fromkeys(update.stage for update in updates if update.job))
+    seen = [stage for stage in stages if stage not in ("writing", "checking")]  # they are short
+    assert seen == ["waiting", "loading", "inferring", "resampling", "downloading"]
+    fractions = [update.fraction for update in updates if update.fraction is not None]
+    assert fractions == sorted(fractions)
+    assert fractions[-1] > 0
+    before = [update for update in updates if not update.job]
+    assert {update.stage for update in before} == {"uploading", "checking"}
+    sent = [update.done for update in before]
     assert sent[-1] == volume.stat().st_size
     assert all(update.job for update in updates if update.stage in ("loading", "downloading"))
 

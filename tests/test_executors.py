@@ -291,8 +291,10 @@ async def test_stages_are_reported_as_the_run_reaches_them(bench: Bench) -> None
         return bool(told) and told[-1].stage == stage
 
     task = asyncio.create_task(bench.run("staged", on_progress=told.append))
-    for stage, go_on in (("loading", "infer"), ("inferring", "save"), ("saving", "end")):
+    for stage, go_on in (("loading", "infer"), ("inferring", "save"), ("resampling", "end")):
         await until(partial(reached, stage))
         (bench.root / go_on).touch()
     assert (await task).code == 0, bench.log.read_text()
-    assert [progress.stage for progress in told] == list(STAGES)
+    *before, checking = STAGES
+    assert [progress.stage for progress in told] == before
+    assert checking == "checking", "which begins when the run has ended"

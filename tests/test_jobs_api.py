@@ -299,7 +299,9 @@ def test_events_tell_each_state_and_end(server: Server) -> None:
     assert states == ["queued", "running", "succeeded"]
     stages = [event["stage"] for event in events if event["event"] == "progress"]
     assert stages[0] == "loading"
-    assert stages[-1] == "saving"
+    assert stages[-1] == "checking"
+    fractions = [event["fraction"] for event in events if event["event"] == "progress"]
+    assert fractions == sorted(fractions)
     numbers = [int(event["n"]) for event in events]
     assert numbers == sorted(set(numbers))
 

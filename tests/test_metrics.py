@@ -114,7 +114,7 @@ def test_each_stage_of_a_run_is_timed(start_server: StartServer) -> None:
     server = start_server("staged.py")
     job_id = server.submit()
     folder = server.workspace / "jobs" / job_id
-    for stage, flag in (("loading", "infer"), ("inferring", "save"), ("saving", "end")):
+    for stage, flag in (("loading", "infer"), ("inferring", "save"), ("resampling", "end")):
         eventually(partial(_is_in, server, job_id, stage))
         assert value(server, "pfms_stage_seconds_count", stage=stage) == 0
         (folder / flag).touch()

@@ -67,8 +67,9 @@ def test_the_allocator_keeps_its_memory() -> None:
         ("  0%|          | 0/1 [", "loading"),
         ("Loading dataset: 100%", "inferring"),
         ("self.check_worker_number_rationality()", "inferring"),
-        ("[1]--------> novel inference", "saving"),
-        ("novel inference output save:  output/inference/output.nii.gz", "saving"),
+        ("[1]--------> novel inference", "resampling"),
+        ("writing: output/inference/input/input_seg.nii.gz", "writing"),
+        ("novel inference output save:  output/inference/output.nii.gz", "writing"),
     ],
 )
 def test_the_stage_is_found_in_the_lines_of_a_real_log(last_words: str, stage: str) -> None:

@@ -9,7 +9,7 @@ from pfms.clock import iso, utc_now
 from pfms.jobs import job as records
 from pfms.jobs.archive import JobStatus
 from pfms.jobs.job import CHRIS_STATUS, State
-from pfms.plugin.types import Progress, Resultant
+from pfms.plugin.types import Progress, Resultant, Stage
 
 
 class Problem(BaseModel):
@@ -106,11 +106,12 @@ class Sys(BaseModel):
 class ProgressView(BaseModel):
     """How far a job has got.
 
-    `fraction` (0 to 1) is of the whole run if that can be known, `done` and `total` are windows
-    of the network; `elapsed` and `expected` (from recent runs of the model) are in seconds.
+    `fraction` (0 to 1) is of the whole run, by the time that each stage of recent runs took. `done`
+    and `total` are of the stage: windows of the network while `inferring`, otherwise per cent; null
+    if unknown. `elapsed` and `expected` (from recent runs of the model) are in seconds.
     """
 
-    stage: Literal["waiting", "loading", "inferring", "saving", "ended"]
+    stage: Literal["waiting", Stage, "ended"]
     fraction: float | None = None
     done: int | None = None
     total: int | None = None
@@ -125,12 +126,9 @@ class ProgressView(BaseModel):
         if status.job.state == "queued":
             return cls(stage="waiting", fraction=0.0, expected=status.expected)
         progress = status.progress or Progress("loading")
-        fraction = None
-        if progress.stage == "inferring" and progress.total:
-            fraction = (progress.done or 0) / progress.total
         return cls(
-            stage=progress.stage,  # type: ignore[arg-type]
-            fraction=fraction,
+            stage=progress.stage,
+            fraction=status.fraction,
             done=progress.done,
             total=progress.total,
             elapsed=round(status.elapsed or 0.0, 3),

@@ -278,6 +278,6 @@ class PfmsClient:
 
 def _update_of(job: Json) -> Update:
     progress = job["progress"]
-    names = ("stage", "done", "total", "elapsed", "expected")
+    names = ("stage", "done", "total", "elapsed", "expected", "fraction")
     known = {name: progress.get(name) for name in names}
     return Update(**known, job=job["id"], place=job["place"])

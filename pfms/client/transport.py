@@ -70,10 +70,14 @@ class Update:
     """How far a call has got.
 
     Attributes:
-        stage: `uploading`, `checking`, `waiting`, `loading`, `inferring`, `saving`, `downloading`.
-        done: Bytes of an upload or a download, windows of the network; None if unknown.
+        stage: `uploading`, `checking` (the server looks at the upload; there is no `job` yet),
+            `waiting`, then the stages of the run: `loading`, `inferring`, `resampling`, `writing`,
+            `checking` (of the result); then `downloading`.
+        done: Bytes of an upload or a download; of a stage of the run, windows of the network while
+            `inferring`, otherwise per cent; None if unknown.
         total: How many there are in total.
         job: The job's ID, once it has one.
+        fraction: How much of the run is done, 0 to 1; None if unknown.
         place: In the queue; 0 runs next.
         elapsed: Seconds since the run began.
         expected: Seconds that recent runs of this model took.
@@ -86,6 +90,7 @@ class Update:
     place: int | None = None
     elapsed: float | None = None
     expected: float | None = None
+    fraction: float | None = None
 
 
 OnUpdate = Callable[[Update], None]

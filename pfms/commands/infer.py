@@ -88,7 +88,7 @@ def _cancelled(client: "PfmsClient", last: "Update | None") -> tuple[str, str]:
     """Cancel what was started; return what to say about it."""
     from pfms.client.transport import ClientError
 
-    if last is not None and last.stage == "checking":
+    if last is not None and last.stage == "checking" and last.job is None:
         remedy = "If it was accepted, `pfms jobs list` shows it."
         return "interrupted while the server was checking the volume", remedy
     if last is None or last.job is None:

@@ -12,11 +12,8 @@ from pfms.commands.output import size
 
 _WORDS = {
     "uploading": "sending",
-    "checking": "the server is checking it",
-    "waiting": "waiting",
     "loading": "starting the plugin",
     "inferring": "segmenting",
-    "saving": "saving",
     "downloading": "fetching the result",
 }
 
@@ -47,6 +44,8 @@ def words(update: Update) -> str:
     """The stage, in words."""
     if update.stage == "waiting" and update.place:
         return f"waiting, {update.place} ahead of it"
+    if update.stage == "checking":
+        return "the server is checking it" if update.job is None else "checking the result"
     return _WORDS.get(update.stage, update.stage)
 
 
@@ -78,13 +77,18 @@ class Lines:
 
 
 class Bar:
-    """A bar that moves, and disappears afterwards."""
+    """A bar that moves once over the whole run, and disappears afterwards.
+
+    Before and after the run, and if a server does not say how far the whole run is, it moves once
+    over each stage.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
         self.last: Update | None = None
+        self._way = ""
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -104,16 +108,27 @@ class Bar:
 
     def __call__(self, update: Update) -> None:
         """Move the bar."""
-        if self.last is None or self.last.stage != update.stage:
-            self._progress.reset(self._task, total=None)
+        new = self.last is None or self.last.stage != update.stage
         self.last = update
+        way = _way(update)
+        if way != self._way:
+            self._way = way
+            self._progress.remove_task(self._task)  # a task that is reset keeps its total
+            self._task = self._progress.add_task("", total=None, note="")
+        done, total = (update.fraction, 1.0) if way == "run" else (update.done, update.total)
         self._progress.update(
             self._task,
             description=words(update),
-            total=update.total,
-            completed=update.done or 0,
+            total=total,
+            completed=done or 0,
             note=_Note(update),
+            refresh=new,  # so that even a short stage is seen
         )
+
+
+def _way(update: Update) -> str:
+    """What the bar moves over once: the run, or else the stage."""
+    return update.stage if update.fraction is None or update.stage == "waiting" else "run"
 
 
 class _Note:
@@ -126,11 +141,13 @@ class _Note:
     def __format__(self, _: str) -> str:
         update = self._update
         parts = []
+        if update.fraction is not None and _way(update) == "run":
+            parts.append(f"{update.fraction:.0%}")
         if update.done is not None and update.total:
-            if update.stage in ("uploading", "checking", "downloading"):
-                parts.append(f"{size(update.done)} of {size(update.total)}")
-            else:
+            if update.stage == "inferring":
                 parts.append(f"{update.done} of {update.total} windows")
+            elif _way(update) != "run":
+                parts.append(f"{size(update.done)} of {size(update.total)}")
         if update.elapsed is not None:
             expected = f" of about {update.expected:.0f} s" if update.expected else " s"
             parts.append(f"{time.monotonic() - self._since:.0f}{expected}")

@@ -1,4 +1,4 @@
-"""Reports a run's progress: its stages, each once and in order, and the windows done."""
+"""Reports a run's progress: its stages, each once and in order, and how much of each is done."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ from pfms.plugin.types import STAGES, OnProgress, Progress
 
 _OVERLAP = 64  # characters kept, because a line that shows the stage may be split
 
-_ORDER: tuple[str, ...] = STAGES
+_ORDER = STAGES[:-1]  # when the last one begins, the run has ended
 
 
 class Stages:

@@ -51,6 +51,7 @@ class JobStatus:
 
     job: Job
     progress: Progress | None = None
+    fraction: float | None = None
     place: int | None = None
     estimated_start: str | None = None
     elapsed: float | None = None
@@ -112,7 +113,13 @@ class Archive:
             start = iso(utc_now() + timedelta(seconds=seconds))
             return JobStatus(job, place=place, estimated_start=start, expected=expected)
         elapsed = monotonic() - active.started if active.started else 0.0
-        return JobStatus(job, progress=active.progress, elapsed=elapsed, expected=expected)
+        return JobStatus(
+            job,
+            progress=active.progress,
+            fraction=active.fraction,
+            elapsed=elapsed,
+            expected=expected,
+        )
 
     async def page(
         self,

@@ -19,6 +19,7 @@ from pfms.storage.files import size_and_sha256, tail_of
 from pfms.storage.inside import NotAFile, unlink
 from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
+from pfms.volumes.reader import OnPart
 
 _NO_ROOM = 1 << 20  # bytes: with less free, whatever the run could not write was larger
 _LOOK_AT_THE_PLUGIN = "Ask the operator of this server to look at the plugin that it runs."
@@ -105,10 +106,11 @@ class Attempt:
         for name in PLUGIN.copies:  # they keep all the texts of the volume's header
             unlink(self._tree.root, name)
 
-    def judge(self, plugin_exit: PluginExit) -> tuple[Segmentation, list[str]]:
+    def judge(self, plugin_exit: PluginExit, on_part: OnPart) -> tuple[Segmentation, list[str]]:
         """Make the labels from the plugin's output and check them; also returns warnings.
 
         When this returns, the log and the resultants are durable; when it raises, the log is.
+        `on_part` gets the part of the output that has been checked, 0 to 1.
 
         Raises:
             PfmsError: There is no result; the kind of error says why.
@@ -130,20 +132,32 @@ class Attempt:
                 raise by_code(verdict.error)(verdict.detail)
             tree.new_result()
             seconds = self._settings.judge_seconds
+            files_to_read = 2 if self._job.logits else 1
             try:
                 with (
                     self._written(onehot) as result,
                     tree.open(tree.volume) as volume,
                     tree.writing(tree.segmentation) as target,
                 ):
-                    found = labels.write_labels(result, volume, target, seconds=seconds)
+                    found = labels.write_labels(
+                        result,
+                        volume,
+                        target,
+                        seconds=seconds,
+                        on_part=lambda part: on_part(part / files_to_read),
+                    )
             except BadResult:
                 if self._disk_full:  # it may be cut off
                     raise DiskFull("The disk of the server was full when it was written.") from None
                 raise
             if self._job.logits:
                 with self._written(logits) as scores:
-                    labels.check_logits(scores, self._settings.max_grid_voxels, seconds=seconds)
+                    labels.check_logits(
+                        scores,
+                        self._settings.max_grid_voxels,
+                        seconds=seconds,
+                        on_part=lambda part: on_part((1 + part) / files_to_read),
+                    )
                 files["logits"] = logits
             tree.sync(*files.values())
             if self._disk_full and self._workspace.free_bytes() < _NO_ROOM:

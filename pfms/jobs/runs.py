@@ -18,7 +18,7 @@ from pfms.aio import first_of
 from pfms.errors import DiskFull, Interrupted, JobNotFound, PfmsError, PluginFailed
 from pfms.executors.base import Executor
 from pfms.jobs.attempt import Attempt
-from pfms.jobs.estimates import Estimates, estimate_starts
+from pfms.jobs.estimates import DEFAULT_SHARES, Estimates, Shares, estimate_starts
 from pfms.jobs.events import Broadcast
 from pfms.jobs.job import Job, RunEnd
 from pfms.jobs.journal import Journal
@@ -57,9 +57,15 @@ class Active:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     progress: Progress | None = None
     progress_sent_at: float = 0.0
+    shares: Shares = DEFAULT_SHARES
     started: float = 0.0
     plugin: asyncio.Task[PluginExit] | None = None
     stop: StopReason | None = None
+
+    @property
+    def fraction(self) -> float:
+        """How much of the run is done, 0 to 1: by the time that the stages of recent runs took."""
+        return self.shares.fraction(self.progress) if self.progress is not None else 0.0
 
 
 class Runs:
@@ -156,6 +162,7 @@ class Runs:
         run, facts = await asyncio.to_thread(attempt.prepare, slot.device, self._executor.name)
         await self._change(active, lambda job: job.started(facts))
         active.started = time.monotonic()
+        active.shares = self.estimates.shares(active.job.model.modelID)
 
         if active.stop is None:
             active.plugin = asyncio.create_task(
@@ -173,20 +180,29 @@ class Runs:
                 log.warning("job %s: %s; it will run again", active.job.id, plugin_exit.message)
                 return self._stopped(active)
 
-        stages.enter("judging")
-        self._on_progress(active, Progress("saving"))
+        self._on_progress(active, Progress("checking"), stages)
+        loop = asyncio.get_running_loop()
+
+        def on_part(part: float) -> None:  # in a thread
+            progress = Progress("checking", int(100 * part), 100)
+            loop.call_soon_threadsafe(self._on_progress, active, progress)
+
         end = RunEnd(plugin_exit.code, round(plugin_exit.seconds, 3), plugin_exit.peak_memory)
         self._metrics.peak_memory(plugin_exit.peak_memory)
         try:
             with self._spans.span("judge"):
-                segmentation, warnings = await asyncio.to_thread(attempt.judge, plugin_exit)
+                segmentation, warnings = await asyncio.to_thread(
+                    attempt.judge, plugin_exit, on_part
+                )
         except PfmsError as error:
             if isinstance(error, DiskFull):  # free the space that the run took
                 await asyncio.to_thread(self._workspace.job(active.job.id).clear_output)
             return self._failed(error, end)
         if active.stop in _WHY_CANCELLED:
             return self._stopped(active)
-        self.estimates.remember(active.job.model.modelID, time.monotonic() - active.started)
+        stages.enter(None)
+        seconds = time.monotonic() - active.started
+        self.estimates.remember(active.job.model.modelID, seconds, stages.seconds)
         return lambda job: job.succeeded(end, segmentation, warnings)
 
     def _stopped(self, active: Active) -> Step:
@@ -303,10 +319,10 @@ class Runs:
         now = time.monotonic()
         if new_stage or now - active.progress_sent_at >= _PROGRESS_SECONDS:
             active.progress_sent_at = now
-            self._spawn(self._send_progress(active.job.id, progress))
+            self._spawn(self._send_progress(active.job.id, progress, active.fraction))
 
-    async def _send_progress(self, job_id: str, progress: Progress) -> None:
-        data = {"id": job_id, "state": "running", **progress.__dict__}
+    async def _send_progress(self, job_id: str, progress: Progress, fraction: float) -> None:
+        data = {"id": job_id, "state": "running", **progress.__dict__, "fraction": fraction}
         try:
             event = await self._journal.call(self._journal.records.progress, job_id, data)
         except sqlite3.OperationalError:  # the disk is full: progress need not be recorded

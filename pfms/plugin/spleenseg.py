@@ -111,8 +111,10 @@ class Spleenseg:
 
     def stage_of(self, log_text: str) -> Stage:
         """The stage that a run has reached, from the lines that it has printed."""
-        if "--------> novel inference" in log_text:
-            return "saving"
+        if f"writing: {_ONEHOT}" in log_text:
+            return "writing"
+        if "--------> novel inference" in log_text:  # the network has done its work
+            return "resampling"
         return "inferring" if "Loading dataset: 100%" in log_text else "loading"
 
     def cause_of(

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Resultant = Literal["labels", "onehot", "logits"]
-Stage = Literal["loading", "inferring", "saving"]
-STAGES: tuple[Stage, ...] = ("loading", "inferring", "saving")
+Stage = Literal["loading", "inferring", "resampling", "writing", "checking"]
+STAGES: tuple[Stage, ...] = ("loading", "inferring", "resampling", "writing", "checking")
+"""What a run goes through, in this order; after the plugin has ended, pfms checks its result."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,20 @@ class Progress:
     """How far a run has come.
 
     Attributes:
-        stage: `loading`, `inferring` or `saving`.
-        done: Windows that the network has processed, or None if unknown.
-        total: All windows, or None if unknown.
+        stage: One of `STAGES`.
+        done: How much of the stage is done: windows of the network while `inferring`, otherwise
+            per cent; None if unknown.
+        total: How much there is to do, in the same unit; None if unknown.
     """
 
-    stage: str
+    stage: Stage
     done: int | None = None
     total: int | None = None
+
+    @property
+    def part(self) -> float:
+        """How much of the stage is done, 0 to 1; 0 if unknown."""
+        return min(1.0, (self.done or 0) / self.total) if self.total else 0.0
 
 
 OnProgress = Callable[[Progress], None]

@@ -39,12 +39,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from pfms.programs import family, memory, warm_plugin
+    from pfms.programs import family, memory, warm_plugin, warm_progress
 else:  # it is beside this file, where Python may have been told not to look
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
     import family
     import memory
     import warm_plugin
+    import warm_progress
 
 Message = dict[str, Any]
 
@@ -116,7 +117,7 @@ class Parent:
         self._running: dict[int, int] = {}
         self._own = {pid for pid, _ in family.descendants()}  # the plugin's imports started them
         self._run = 0  # in a child: the number of its run
-        warm_plugin.count_windows(self._report_progress)
+        warm_progress.watch()
 
     def serve(self) -> None:
         """Serve until the socket closes."""
@@ -230,9 +231,11 @@ class Parent:
         sys.path.insert(0, os.path.dirname(os.path.realpath(sys.argv[0])))  # noqa: PTH120
         if not self._link.send({"started": self._run, "pid": os.getpid()}):
             os._exit(1)  # the server has given up this run, and may have started it elsewhere
+        warm_progress.begin(self._report_progress)
 
-    def _report_progress(self, **progress: Any) -> None:
-        self._link.send({"progress": self._run, **progress}, wait=False)
+    def _report_progress(self, stage: str, done: int, total: int) -> None:
+        told = {"progress": self._run, "stage": stage, "done": done, "total": total}
+        self._link.send(told, wait=False)
 
 
 def _peak() -> int:
@@ -245,7 +248,7 @@ def main() -> None:
     """Load the plugin, report that, serve."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [folder for folder in sys.path if folder != here]
-    for name in ("family", "memory", "warm_plugin"):
+    for name in ("family", "memory", "warm_plugin", "warm_progress"):
         sys.modules.pop(name)  # the plugin must not find our modules, by path or by name
     os.umask(0o007)
     link = Link(socket.socket(fileno=int(sys.argv[1])))

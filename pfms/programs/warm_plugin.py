@@ -15,7 +15,7 @@ import site
 import sys
 import types
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,34 +168,6 @@ def watched(package: str) -> list[str]:
         if name.partition(".")[0] == package and getattr(module, "__file__", None)
     ]
     return [*site.getsitepackages(), *(file for file in files if file)]
-
-
-def count_windows(tell: Callable[..., None]) -> None:
-    """Turn on MONAI's own progress bar, which is off by default, and have it report to `tell`."""
-    inferer = sys.modules.get("monai.inferers.utils")
-    function = getattr(inferer, "sliding_window_inference", None)
-    if function is None or not hasattr(inferer, "tqdm"):
-        return
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    if defaults.get("progress") is not False or len(defaults) != len(function.__defaults__ or ()):
-        return
-
-    def bar(batches: Any) -> Iterator[int]:
-        if not isinstance(batches, range):  # its buffered form, which has no total
-            yield from batches
-            return
-        for first in batches:
-            tell(stage="inferring", done=first, total=batches.stop)
-            yield first
-        tell(stage="inferring", done=batches.stop, total=batches.stop)
-        tell(stage="saving")
-
-    inferer.tqdm = bar  # type: ignore[union-attr]
-    function.__defaults__ = tuple({**defaults, "progress": True}.values())
 
 
 def exit_code_of(call: Callable[[], object]) -> int:

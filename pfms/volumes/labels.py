@@ -19,7 +19,7 @@ from pfms.plugin.types import Floats
 from pfms.storage.files import writing_atomically
 from pfms.volumes.geometry import header_affine, loaded_affine, same, voxel_millilitres
 from pfms.volumes.place import pixdim_of_upload
-from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
+from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader, OnPart
 
 JUDGE_SECONDS = 300.0
 """The most that reading one file of a result may take; 512 x 512 x 400 voxels take about five."""
@@ -53,6 +53,7 @@ def write_labels(
     target: Path | BufferedWriter,
     *,
     seconds: float = JUDGE_SECONDS,
+    on_part: OnPart | None = None,
 ) -> LabelFacts:
     """Write the plugin's segmentation as labels: uint8, 0 background and 1 spleen.
 
@@ -66,6 +67,7 @@ def write_labels(
         volume: What the plugin got, as `admit.admit_volume` left it.
         target: Ends in `.nii.gz`; a path appears once the labels are complete.
         seconds: The most that reading `onehot` may take.
+        on_part: Called while `onehot` is read.
 
     Raises:
         BadResult: The segmentation is missing or not readable, does not lie where the volume does,
@@ -75,7 +77,7 @@ def write_labels(
         header, grid = source.stored, source.shape[:3]
         affine, loaded = header_affine(source.header), loaded_affine(source.header)
         pixdim = pixdim_of_upload(source)
-    with _result(onehot, seconds) as result:
+    with _result(onehot, seconds, on_part) as result:
         if result.shape != (*grid, 2):
             raise BadResult(
                 f"The plugin's segmentation has the shape {_times(result.shape)}, "
@@ -107,7 +109,11 @@ def labels_checksum(onehot: Path | BufferedReader) -> str:
 
 
 def check_logits(
-    logits: Path | BufferedReader, most: int, *, seconds: float = JUDGE_SECONDS
+    logits: Path | BufferedReader,
+    most: int,
+    *,
+    seconds: float = JUDGE_SECONDS,
+    on_part: OnPart | None = None,
 ) -> None:
     """Check that the plugin's `output.nii.gz` is whole and all its numbers are finite.
 
@@ -117,11 +123,12 @@ def check_logits(
         logits: The file.
         most: The most voxels that it may have.
         seconds: The most that reading it may take.
+        on_part: Called while it is read.
 
     Raises:
         BadResult: It is not whole, a number is not finite, or it is too large.
     """
-    with _result(logits, seconds) as result:
+    with _result(logits, seconds, on_part) as result:
         if prod(result.shape) > most:
             raise BadResult(
                 f"The plugin's logits have the shape {_times(result.shape)}, "
@@ -155,7 +162,9 @@ class _Timed(BufferedReader):
 
 
 @contextmanager
-def _result(source: Path | BufferedReader, seconds: float = JUDGE_SECONDS) -> Iterator[NiftiReader]:
+def _result(
+    source: Path | BufferedReader, seconds: float = JUDGE_SECONDS, on_part: OnPart | None = None
+) -> Iterator[NiftiReader]:
     """Open a file that the plugin wrote; anything wrong with it is a `BadResult`.
 
     Its own size, and that of what it unpacks to, are bounded by its header, which the caller
@@ -166,13 +175,13 @@ def _result(source: Path | BufferedReader, seconds: float = JUDGE_SECONDS) -> It
             opened = source.open("rb")
         except FileNotFoundError as error:
             raise BadResult(f"The plugin did not write {source.name}.") from error
-        with opened, _result(opened, seconds) as reader:
+        with opened, _result(opened, seconds, on_part) as reader:
             yield reader
         return
     name = Path(source.name).name
     timed = _Timed(source, seconds)
     try:
-        with NiftiReader(timed) as reader:
+        with NiftiReader(timed, on_part) as reader:
             if reader.offset > TAIL:
                 raise BadResult(f"The header of the plugin's {name} puts its voxels far away.")
             if reader.file_size > reader.size + reader.size // 64 + 2 * TAIL:

@@ -15,4 +15,5 @@ def say(line, until):
 say("Device = cpu", until="infer")
 say("\rLoading dataset:   0%|\rLoading dataset: 100%|##########| 1/1", until="save")
 say("[1]--------> novel inference", until="end")
+print("INFO image_writer.py:197 - writing: output/inference/input/input_seg.nii.gz", flush=True)
 segment()
