@@ -13,7 +13,7 @@ from statistics import median
 
 from bench.command_line import make_tree, run_bare
 from bench.figures import Figure, Task
-from bench.load import executors, infer_once, serving
+from bench.load import MIB, executors, infer_once, serving
 from bench.volumes import body, clinical, content, phantom_3mm, real_ct, there_is_a_real_ct
 from pfms.plugin import PLUGIN
 from pfms.storage.removal import discard
@@ -26,7 +26,7 @@ class _Case:
     """A volume, how often it is sent in each way, and the seconds that each took.
 
     `of_bare` and `of_network` are targets: the warm way against the bare command line, and against
-    the network alone.
+    the network alone; `most_memory` is that of its peak, MB.
     """
 
     name: str
@@ -34,7 +34,9 @@ class _Case:
     times: int
     of_bare: float = 0.5
     of_network: float | None = None
+    most_memory: float | None = None
     seconds: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    peaks: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     voxels: dict[str, str] = field(default_factory=dict)
 
 
@@ -69,13 +71,14 @@ def _cases(task: Task) -> Iterator[_Case]:
     yield _Case("512x512x100", content(clinical().volume), 3, of_bare=0.25)
     if there_is_a_real_ct():
         yield _Case("body 512x512x100", body(), 3, of_bare=0.35)
-        yield _Case("body 512x512x400", body(400), 1, of_bare=0.4)
+        yield _Case("body 512x512x400", body(400), 1, of_bare=0.4, most_memory=4096)
 
 
 def _bare(case: _Case, folder: Path, weights: Path) -> None:
     make_tree(folder, case.volume, weights)
     took = run_bare(folder)
     case.seconds["bare"].append(took.seconds)
+    case.peaks["bare"].append(took.peak)
     _compare(case, "bare", labels_checksum(folder / PLUGIN.outputs["onehot"]))
     discard(folder)
 
@@ -86,6 +89,7 @@ def _request(case: _Case, way: str, server: Server) -> None:
     _compare(case, way, voxels)
     if job["executor"] != way:
         raise AssertionError(f"it ran by {job['executor']} and not by {way}")
+    case.peaks[way].append(job["peak_memory_bytes"])
 
 
 def _compare(case: _Case, way: str, voxels: str) -> None:
@@ -118,6 +122,11 @@ def _figures(case: _Case, ways: list[str]) -> list[Figure]:
         Figure(f"{case.name}, {way}", took[way], "s", note=f"{case.times} times, {spans[way]}")
         for way in took
     ]
+
+    for way, peaks in case.peaks.items():
+        name, most = f"{case.name}, {way}, peak memory", max(peaks) / MIB
+        target = case.most_memory if way == "warm" else None
+        figures.append(Figure(name, most, "MB", at_most=target))
 
     def ratio(one: str, other: str, at_most: float | None = None, note: str = "") -> Figure:
         name = f"{case.name}, {one} against {other}"
