@@ -92,7 +92,7 @@ def test_labels_lie_exactly_where_the_volume_lies(
     assert labels_checksum(result) == facts.voxels_sha256
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64", "float64"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64", "float32", "float64"])
 @pytest.mark.parametrize("scaling", [{}, {"scl_slope": 2, "scl_inter": -1}])
 def test_the_plugins_type_and_scaling_do_not_matter(
     tmp_path: Path, dtype: str, scaling: dict[str, Any]
@@ -105,6 +105,19 @@ def test_the_plugins_type_and_scaling_do_not_matter(
     facts = write_labels(result, given, tmp_path / "labels.nii.gz")
     assert facts.spleen_voxels == truth().sum()
     assert np.array_equal(np.asarray(nib.load(tmp_path / "labels.nii.gz").dataobj), truth())
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_single_precision_is_compared_to_the_bit(tmp_path: Path, order: Any) -> None:
+    given = volume(tmp_path, nifti(ct()))
+    stored = onehot(truth(), "float32")
+    stored[stored == 0] = -0.0
+    result = put(tmp_path / "seg", nifti(stored, order=order))
+    assert write_labels(result, given, tmp_path / "labels.nii.gz").spleen_voxels == truth().sum()
+    for bits in (0x3F800001, 0x3F803F80, 0x00003F80, 0x0000803F, 0x3F000000, 0x7FC00000, 1):
+        stored[2, 3, 4] = np.array([bits, 0], "uint32").view("float32")
+        with pytest.raises(BadResult, match="other than 0 and 1"):
+            labels_checksum(put(tmp_path / "seg", nifti(stored, order=order)))
 
 
 def test_no_spleen_is_an_empty_mask_and_not_an_error(tmp_path: Path) -> None:
