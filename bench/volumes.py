@@ -44,7 +44,7 @@ def phantom_3mm() -> Phantom:
 
 def clinical(slices: int = 100) -> Phantom:
     """A phantom as large as a clinical scan: 512 x 512 voxels a slice, of 0.8 x 0.8 mm."""
-    return make_phantom(7, (_PLANE, _PLANE, slices), (_PLANE_MM, _PLANE_MM, thickness(slices)))
+    return make_phantom(7, (_PLANE, _PLANE, slices), (_PLANE_MM, _PLANE_MM, _thickness(slices)))
 
 
 def body(slices: int = 100) -> bytes:
@@ -66,7 +66,7 @@ def body(slices: int = 100) -> bytes:
     ct = np.asanyarray(image.dataobj)
     flesh = ct > _SKIN_HU
     x, y = (_stretched(flesh.any(axis=others)) for others in ((1, 2), (0, 2)))
-    thick = thickness(slices)
+    thick = _thickness(slices)
     header = nib.Nifti1Image(np.empty((2, 2, 2), np.int16), image.affine).header
     header.set_data_shape((_PLANE, _PLANE, slices))
     header.set_xyzt_units("mm")
@@ -87,14 +87,14 @@ def body(slices: int = 100) -> bytes:
     return packed.getvalue()
 
 
-def thickness(slices: int) -> float:
-    """Of a clinical scan's slices, mm: thin if there are many."""
-    return 3.0 if slices <= 100 else 1.0
-
-
 def content(image: nib.Nifti1Image) -> bytes:
     """The bytes of its `.nii.gz`."""
     return gzip.compress(image.to_bytes(), 1, mtime=0)
+
+
+def _thickness(slices: int) -> float:
+    """Of a clinical scan's slices, mm: thin if there are many."""
+    return 3.0 if slices <= 100 else 1.0
 
 
 def _stretched(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
