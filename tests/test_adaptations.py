@@ -22,7 +22,7 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import ADAPTATIONS, adaptations
 from pfms.plugin.command import PluginCommand, resolve_command
 from pfms.plugin.types import STAGES, PluginRun, Progress
-from pfms.programs import warm_plugin
+from pfms.programs import warm_plugin, warm_progress
 from pfms.settings import load_settings
 from tests.conftest import ROOT
 
@@ -206,6 +206,8 @@ class TestWithThePlugin:
             parts = [p.part for p in each]
             assert parts == sorted(parts)
             assert (len(set(parts)) > 1, max(parts) <= 1) == (True, True), stage
+        for path, name, first, last in warm_progress._STEPS:
+            assert {first, last} <= {p.done for p in told if p.stage == name}, path
         windows = [(p.done, p.total) for p in of_stage["inferring"] if p.done is not None]
         resampled = nib.load(run.root / PLUGIN.outputs["logits"]).shape
         total = math.prod(1 + max(0, math.ceil((size - 160) / 120)) for size in resampled)

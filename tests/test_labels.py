@@ -227,6 +227,20 @@ def test_an_affine_within_a_thousandth_passes(tmp_path: Path) -> None:
     assert np.array_equal(nib.load(tmp_path / "labels.nii.gz").affine, nib.load(given).affine)
 
 
+def test_it_is_told_how_much_of_a_result_has_been_read(tmp_path: Path) -> None:
+    labels = truth((64, 64, 90))  # 3 MB
+    given = volume(tmp_path, nifti(ct(labels.shape), np.eye(4)))
+    result = put(tmp_path / "seg", nifti(onehot(labels), np.eye(4)))
+    by_labels: list[float] = []
+    write_labels(result, given, tmp_path / "labels.nii.gz", on_part=by_labels.append)
+    by_logits: list[float] = []
+    check_logits(result, 10**6, on_part=by_logits.append)
+    for parts in (by_labels, by_logits):
+        assert len(parts) > 2
+        assert parts == sorted(set(parts))
+        assert (parts[0] > 0, parts[-1]) == (True, 1)
+
+
 @pytest.mark.parametrize("check", [labels_checksum, partial(check_logits, most=10**6)])
 def test_a_result_that_is_not_there_or_damaged_is_a_bad_result(
     tmp_path: Path, check: Callable[[Path], object]

@@ -63,6 +63,14 @@ def test_nothing_moves_backwards_or_beyond_the_end(run: warm_progress._Run, told
     assert told == [("resampling", percent, 100) for percent in (0, 50, 100)]
 
 
+def test_the_next_run_in_the_same_process_begins_anew(run: warm_progress._Run, told: Told) -> None:
+    run.enter("writing", 0, 100)
+    run.begin(lambda *each: told.append(each))
+    run.tell(1, 2)
+    run.enter("loading", 10, 45)
+    assert told == [("writing", 0, 100), ("loading", 10, 100)]
+
+
 def test_windows_are_told_as_they_are(run: warm_progress._Run, told: Told) -> None:
     for done in (0, 4, 6):
         run.windows(done, 6)

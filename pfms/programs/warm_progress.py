@@ -20,16 +20,17 @@ Step = Callable[..., object]
 
 STAGES = ("loading", "inferring", "resampling", "writing")
 
-# The class of each step, its stage, and how much of the stage lies before it and before its end, in
+# The method of each step, its stage, and how much of the stage lies before it and before its end:
 # per cent of the seconds that a volume of 512 x 512 x 100 voxels takes, roughly.
 _STEPS = (
-    ("monai.transforms.io.dictionary:LoadImaged", "loading", 10, 45),
-    ("monai.transforms.spatial.dictionary:Spacingd", "loading", 45, 90),
-    ("monai.transforms.intensity.dictionary:ScaleIntensityRanged", "loading", 90, 95),
-    ("monai.transforms.croppad.dictionary:CropForegroundd", "loading", 95, 100),
-    ("monai.transforms.post.dictionary:Invertd", "resampling", 0, 100),
-    ("monai.transforms.post.dictionary:AsDiscreted", "writing", 0, 25),
-    ("monai.transforms.io.dictionary:SaveImaged", "writing", 25, 85),  # then comes the picture
+    ("monai.transforms.io.dictionary:LoadImaged.__call__", "loading", 10, 45),
+    ("monai.transforms.spatial.dictionary:Spacingd.__call__", "loading", 45, 90),
+    ("monai.transforms.intensity.dictionary:ScaleIntensityRanged.__call__", "loading", 90, 95),
+    ("monai.transforms.croppad.dictionary:CropForegroundd.__call__", "loading", 95, 100),
+    ("monai.transforms.post.dictionary:Invertd.__call__", "resampling", 0, 100),
+    ("monai.transforms.post.dictionary:AsDiscreted.__call__", "writing", 0, 25),
+    ("monai.transforms.io.dictionary:SaveImaged.__call__", "writing", 25, 85),  # then the picture
+    ("spleenseg.core.neuralnet:NeuralNet.metaTensor_toNIfTI", "writing", 90, 100),  # the logits
 )
 _SECONDS = 0.2  # at least, between two reports of a stage
 _PIECE = 8 << 20  # bytes of an image that are packed between two calls of `tell`
@@ -50,6 +51,7 @@ class _Run:
     def begin(self, report: Report) -> None:
         """A run begins in this process; `report` must not block."""
         self._process, self._report = os.getpid(), report
+        self._stage, self._percent, self._span = 0, -1, (0, 0)
 
     def tell(self, done: float, total: float) -> None:
         """Say that `done` of `total` parts of the current step are done, in any unit.
@@ -103,9 +105,10 @@ tell = _run.tell
 def watch() -> None:
     """Watch the steps of the plugin, which is imported. For the parent, before it forks."""
     for path, stage, first, last in _STEPS:
-        kind = _imported(path)
-        if kind is not None:
-            kind.__call__ = _as_step(kind.__call__, stage, first, last)
+        owner, _, name = path.rpartition(".")
+        kind = _imported(owner)
+        if name in dir(kind):
+            setattr(kind, name, _as_step(getattr(kind, name), stage, first, last))
     _watch_windows()
     _watch_images()
 
