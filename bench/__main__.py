@@ -33,6 +33,7 @@ BENCHES = (
     "throughput",
     "own_share",
     "soak",
+    "memory",
     "adaptations",
     "stages",
     "speed",

@@ -9,7 +9,7 @@ The tree::
     │   ├── UnsupportedCoding  RequestTimeout  HeadersTooLarge
     │   ├── Unauthorized  ForbiddenScope  Forbidden  WrongHost
     │   ├── NotAModel
-    │   ├── NotANifti  TruncatedNifti  UnsupportedNifti  TooLarge
+    │   ├── NotANifti  TruncatedNifti  UnsupportedNifti  TooLarge  NoMemory
     │   ├── ModelNotFound  JobNotFound
     │   └── JobNotFinished  JobFailed  JobActive  ResultantNotMade  Gone
     ├── NotNow                     the same request may succeed later
@@ -214,6 +214,14 @@ class TooLarge(RequestError):
 
     code = "too-large"
     title = "The upload is too large"
+    remedy = "Send a smaller volume: crop it to the abdomen, or resample it."
+
+
+class NoMemory(RequestError):
+    """A run of the volume would need more memory than runs may have."""
+
+    code = "no-memory"
+    title = "The volume needs more memory than the server has for a run"
     remedy = "Send a smaller volume: crop it to the abdomen, or resample it."
 
 

@@ -73,6 +73,16 @@ class Metrics:
             "pfms_slots_usable", "Slots on devices that are available now.", registry=here
         )
         self.slots_busy = Gauge("pfms_slots_busy", "Slots in which a job runs.", registry=here)
+        self.memory_limit = Gauge(
+            "pfms_memory_limit_bytes",
+            "What runs may use together (PFMS_MEMORY_LIMIT); 0 is no limit.",
+            registry=here,
+        )
+        self.memory_promised = Gauge(
+            "pfms_memory_promised_bytes",
+            "What the running jobs are estimated to need.",
+            registry=here,
+        )
         self._stage = Histogram(
             "pfms_stage_seconds",
             "How long each stage of a run took.",

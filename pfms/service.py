@@ -13,6 +13,7 @@ from pfms.access.audit import AuditLog
 from pfms.errors import DiskFull, InvalidParameter, RequestError, StartError
 from pfms.executors import devices
 from pfms.executors.base import Executor
+from pfms.executors.memory import memory_of_runs
 from pfms.jobs.archive import Archive
 from pfms.jobs.events import Event
 from pfms.jobs.holds import Holds
@@ -33,6 +34,7 @@ from pfms.spans import Spans
 from pfms.storage.disk import reporting_full_disk
 from pfms.storage.upload import Upload
 from pfms.storage.workspace import Workspace
+from pfms.volumes.memory import gibibytes
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,8 @@ class Service:
         self._workspace = Workspace(settings.workspace)
         self._journal = Journal(Records(self._workspace))
         self.models = ModelStore(self._workspace.models, command.interpreter)
-        queue = JobQueue(chosen, settings.jobs_per_device)
+        self._memory = memory_of_runs(settings, executor.name)
+        queue = JobQueue(chosen, settings.jobs_per_device, self._memory.together)
         self._runs = Runs(
             settings,
             self._workspace,
@@ -78,6 +81,7 @@ class Service:
             self.models,
             executor,
             holds,
+            self._memory,
             metrics,
             self.spans,
         )
@@ -106,6 +110,7 @@ class Service:
                     self._workspace,
                     self._journal,
                     self._runs,
+                    self._memory,
                     self.settings.max_attempts,
                 )
         except BaseException as error:
@@ -117,8 +122,11 @@ class Service:
                 ) from None
             raise
         memory = self.settings.max_run_memory
+        together = self._memory.together
         log.info(
-            "runs have the rights of this server's user, and %s of memory for each process",
+            "runs have the rights of this server's user, %s of memory together, "
+            "and %s of memory for each process",
+            gibibytes(together) if together else "no limit",
             f"{memory.human_readable()} (RLIMIT_DATA)" if memory else "no limit",
         )
         # After `recover`, which ends every process that carries the workspace's mark.
@@ -175,6 +183,8 @@ class Service:
         metrics.queue_limit.set(self.settings.queue_limit)
         metrics.slots.set(queue.slot_count)
         metrics.slots_busy.set(len(queue.running))
+        metrics.memory_limit.set(self._memory.together)
+        metrics.memory_promised.set(queue.memory_promised)
         there = await asyncio.to_thread(self._executor.devices)
         metrics.slots_usable.set(queue.per_device * len(set(queue.devices) & set(there)))
         metrics.disk_kept_free.set(self.settings.min_free_bytes)

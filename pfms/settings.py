@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(2, ge=0)
     drain_seconds: float = Field(30, ge=0)
     max_attempts: int = Field(2, ge=1)
+    memory_limit: Literal["auto"] | ByteSize = "auto"
     max_run_memory: ByteSize = Field(ByteSize(0), ge=0)
     max_log_bytes: ByteSize = Field(ByteSize(16 * MIB), ge=64 * KIB)
 
@@ -141,6 +142,7 @@ class Settings(BaseSettings):
         return names
 
     @field_validator(
+        "memory_limit",
         "max_bytes_per_caller",
         "max_run_memory",
         "max_log_bytes",
@@ -151,7 +153,7 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _one_number_and_unit(cls, value: object) -> object:
-        return number_and_unit(value)
+        return value if value == "auto" else number_and_unit(value)
 
 
 def number_and_unit(value: object) -> object:

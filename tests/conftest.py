@@ -170,6 +170,7 @@ def start(
         "plugin_command": command,
         "executor": "fresh",
         "min_free_bytes": 0,
+        "memory_limit": 0,
         "devices": "cpu",
         "drain_seconds": 0,
     }

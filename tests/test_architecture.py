@@ -55,6 +55,8 @@ STOREYS = (
 ABOVE_THE_JOBS = STOREYS[: STOREYS.index("jobs")]
 PURE = (
     "plugin.spleenseg",
+    "plugin.memory",
+    "volumes.memory",
     "plugin.adaptations",
     "plugin.verdict",
     "plugin.command_script",

@@ -327,8 +327,8 @@ def test_a_run_that_needs_more_memory_than_it_may_have_says_so(
     start_server: StartServer, executor: str
 ) -> None:
     plugin = "escaping/takes_memory.py"
-    server = start_server(plugin, executor=executor, max_run_memory="1GiB")
-    assert "and 1.0GiB (RLIMIT_DATA) of memory for each process" in server.log.read_text()
+    server = start_server(plugin, executor=executor, max_run_memory="1700MiB")
+    assert "and 1.7GiB (RLIMIT_DATA) of memory for each process" in server.log.read_text()
     job = server.ended(server.submit())
     assert (job["state"], job["error"]["code"]) == ("failed", "out-of-memory")
     said = server.http.get(f"/jobs/{job['id']}/log").text

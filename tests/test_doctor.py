@@ -11,6 +11,7 @@ import pytest
 
 from pfms.local.doctor import (
     check_disk,
+    check_memory,
     check_port,
     check_shared_memory,
     check_temporary_folder,
@@ -27,6 +28,7 @@ from pfms.local.doctor_plugin import (
 )
 from pfms.plugin.command import PluginCommand, resolve_command
 from pfms.plugin.types import HostFacts
+from pfms.volumes.memory import RunMemory
 from tests.command import pfms
 from tests.conftest import PLUGINS, Server
 from tests.small_server import small_server
@@ -83,6 +85,14 @@ def test_shared_memory_is_judged_by_what_is_free(total: int, free: int, status: 
     check = judge_shared_memory(total, free)
     assert check.status == status
     assert ("--shm-size" in check.remedy) == (status != "ok")
+
+
+def test_memory_is_judged_by_what_a_clinical_ct_needs() -> None:
+    assert check_memory(RunMemory()).status == "ok"
+    assert check_memory(RunMemory(together=2**40, alone=2**40)).status == "ok"
+    little = check_memory(RunMemory(alone=2**30, setting="PFMS_MEMORY_LIMIT"))
+    assert little.status == "warn"
+    assert "PFMS_MEMORY_LIMIT" in little.remedy
 
 
 def test_a_machine_without_shared_memory_is_warned_of(tmp_path: Path) -> None:

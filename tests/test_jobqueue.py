@@ -1,6 +1,6 @@
 from collections.abc import Iterator
 
-from pfms.jobs.estimates import estimate_starts
+from pfms.jobs.estimates import Need, estimate_starts
 from pfms.jobs.queue import JobQueue, Slot
 
 
@@ -141,10 +141,96 @@ def test_a_job_that_was_put_back_counts_as_its_owners() -> None:
     assert not queue.reserve(1, "a")
 
 
+# --- memory ------------------------------------------------------------------------------------
+
+
+def test_a_job_starts_when_the_running_ones_leave_the_memory_that_it_needs() -> None:
+    queue = JobQueue(["cpu"], 3, memory=10)
+    for name, memory in (("a", 6), ("b", 4), ("c", 1)):
+        queue.add(name, memory=memory)
+    assert [queue.take(), queue.take(), queue.take()] == [
+        ("a", Slot("cpu", 0)),
+        ("b", Slot("cpu", 1)),
+        None,
+    ]
+    assert queue.memory_promised == 10
+    queue.release("b")
+    assert queue.take() == ("c", Slot("cpu", 1))
+    assert queue.memory_promised == 7
+
+
+def test_no_job_passes_one_that_waits_for_memory() -> None:
+    queue = JobQueue(["cpu"], 3, memory=10)
+    queue.add("small", memory=2)
+    queue.take()
+    queue.add("large", memory=9)
+    queue.add("tiny", memory=1)
+    assert queue.take() is None
+    assert queue.waiting == ["large", "tiny"]
+    queue.release("small")
+    assert [taken and taken[0] for taken in (queue.take(), queue.take())] == ["large", "tiny"]
+
+
+def test_only_the_first_job_of_an_owner_who_joins_passes_one_that_waits_for_memory() -> None:
+    queue = JobQueue(["cpu"], 3, memory=10)
+    queue.add("small", "a", memory=2)
+    queue.take()
+    queue.add("large", "a", memory=9)
+    for n in range(3):
+        queue.add(f"b{n}", "b", memory=1)
+    assert queue.take() == ("b0", Slot("cpu", 1))
+    assert queue.take() is None, "now it is the turn of a"
+    assert queue.waiting == ["large", "b1", "b2"]
+
+
+def test_a_job_that_is_put_back_needs_its_memory_again() -> None:
+    queue = JobQueue(["cpu"], 2, memory=10)
+    for name in "ab":
+        queue.add(name, memory=6)
+    queue.take()
+    queue.put_back("a", memory=6)
+    queue.release("a")
+    assert queue.memory_promised == 0
+    taken = queue.take()
+    assert taken
+    assert taken[0] == "a"
+    assert queue.take() is None
+
+
+def test_while_nothing_runs_a_job_starts_whatever_it_needs() -> None:
+    queue = JobQueue(["cpu"], 2, memory=10)
+    queue.add("a", memory=11)
+    queue.add("b", memory=1)
+    taken = queue.take()
+    assert taken
+    assert taken[0] == "a"
+    assert queue.take() is None
+
+
+def test_the_limit_of_the_queue_holds_while_a_slot_is_free_and_the_memory_is_not() -> None:
+    queue = JobQueue(["cpu"], 2, memory=10)
+    queue.add("a", memory=8)
+    queue.take()
+    assert queue.reserve(1), "it might start at once"
+    queue.unreserve()
+    queue.add("b", memory=8)
+    assert not queue.reserve(1)
+
+
 # --- estimates ---------------------------------------------------------------------------------
 
 
 def test_starts_are_estimated_from_running_and_waiting_jobs() -> None:
-    assert estimate_starts(1, [4.0], [10.0, 10.0]) == [4.0, 14.0]
-    assert estimate_starts(2, [4.0], [10.0, 1.0, 1.0]) == [0.0, 4.0, 5.0]
-    assert estimate_starts(1, [], []) == []
+    def starts(slots: int, running: list[float], waiting: list[float]) -> list[float]:
+        return estimate_starts(slots, 0, map(Need, running), [Need(each) for each in waiting])
+
+    assert starts(1, [4.0], [10.0, 10.0]) == [4.0, 14.0]
+    assert starts(2, [4.0], [10.0, 1.0, 1.0]) == [0.0, 4.0, 5.0]
+    assert starts(1, [], []) == []
+
+
+def test_starts_are_estimated_with_the_memory_that_jobs_wait_for() -> None:
+    running = [Need(4.0, memory=6), Need(5.0, memory=1)]
+    waiting = [Need(10.0, memory=5), Need(1.0, memory=3), Need(1.0, memory=9)]
+    assert estimate_starts(4, 10, running, waiting) == [4.0, 4.0, 14.0]
+    assert estimate_starts(4, 0, running, waiting) == [0.0, 0.0, 1.0]

@@ -95,6 +95,18 @@ def test_the_memory_of_runs_is_counted(start_server: StartServer) -> None:
     assert value(server, "pfms_run_peak_memory_bytes_sum") == job["peak_memory_bytes"]
 
 
+def test_the_memory_that_is_promised_is_as_it_is_at_the_scrape(start_server: StartServer) -> None:
+    server = start_server("hangs.py", memory_limit="1TiB")
+    job_id = server.submit()
+    eventually(lambda: server.job(job_id)["state"] == "running")
+
+    assert value(server, "pfms_memory_limit_bytes") == 2**40
+    estimate = server.job(job_id)["estimated_memory_bytes"]
+    assert value(server, "pfms_memory_promised_bytes") == estimate
+    server.http.post(f"/jobs/{job_id}/cancel")
+    eventually(lambda: value(server, "pfms_memory_promised_bytes") == 0)
+
+
 def test_queue_and_slots_are_as_they_are_at_the_scrape(start_server: StartServer) -> None:
     server = start_server("hangs.py")
     jobs = [server.submit() for _ in range(3)]

@@ -233,6 +233,7 @@ async def remove_job(
             errors.JobNotFound,
             errors.InvalidParameter,
             errors.UnsupportedNifti,
+            errors.NoMemory,
             errors.Gone,
             *QUEUE,
         ),

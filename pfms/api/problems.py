@@ -43,6 +43,7 @@ STATUS: dict[type[errors.PfmsError], int] = {
     errors.TruncatedNifti: 422,
     errors.UnsupportedNifti: 422,
     errors.TooLarge: 413,
+    errors.NoMemory: 422,  # the upload is not too large: 413 would say so
     errors.ModelNotFound: 404,
     errors.JobNotFound: 404,
     errors.JobNotFinished: 409,

@@ -15,7 +15,7 @@ UPLOAD = (
     errors.TooLarge,
     errors.TooManyRequests,
 )
-VOLUME = (errors.NotANifti, errors.TruncatedNifti, errors.UnsupportedNifti)
+VOLUME = (errors.NotANifti, errors.TruncatedNifti, errors.UnsupportedNifti, errors.NoMemory)
 QUEUE = (errors.QueueFull, errors.NoDevice, errors.TooManyRequests)
 RUN = tuple(errors.leaves(errors.RunFailed))
 RESULT = (

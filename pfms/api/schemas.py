@@ -147,7 +147,8 @@ class VolumeSent(records.VolumeSent, extra="ignore"):
     """The volume, as it was uploaded.
 
     `size` in bytes and `sha256` are of the upload; `shape` (x, y, z), `spacing` in mm;
-    `minimum` and `maximum` are of the scaled voxels.
+    `minimum` and `maximum` are of the scaled voxels; `scaled` says whether they differ from the
+    stored ones (null for jobs of an older pfms).
     """
 
 
@@ -181,6 +182,9 @@ class JobView(BaseModel):
     versions: dict[str, str]
     attempts: int
     seconds: float | None = Field(description="what the run took, from start to end")
+    estimated_memory_bytes: int | None = Field(
+        description="what its run was estimated to need, before it began"
+    )
     peak_memory_bytes: int | None = Field(
         description="the most memory that one process of the run held (resident pages, also those "
         "that it shares with the process it was forked from)"

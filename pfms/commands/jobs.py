@@ -190,8 +190,11 @@ def _seconds(job: "Json") -> str:
 
 
 def _memory(job: "Json") -> str:
-    peak = job.get("peak_memory_bytes")  # an older server does not tell
-    return "" if peak is None else f"{peak / 2**30:.2f} GiB at its peak"
+    known = {
+        "at its peak": job.get("peak_memory_bytes"),  # an older server does not tell
+        "estimated": job.get("estimated_memory_bytes"),
+    }
+    return ", ".join(f"{size / 2**30:.2f} GiB {what}" for what, size in known.items() if size)
 
 
 def _outcome(job: "Json") -> str:

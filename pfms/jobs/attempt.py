@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from pfms.errors import BadResult, DiskFull, PluginFailed, by_code
+from pfms.errors import BadResult, DiskFull, OutOfMemory, PluginFailed, by_code
 from pfms.executors.environment import run_environment
 from pfms.jobs.belongings import Belongings
 from pfms.jobs.job import FileFacts, Job, PluginUsed, RunFacts, Segmentation
@@ -19,6 +19,7 @@ from pfms.storage.files import size_and_sha256, tail_of
 from pfms.storage.inside import NotAFile, unlink
 from pfms.storage.workspace import Workspace
 from pfms.volumes import labels
+from pfms.volumes.memory import gibibytes
 from pfms.volumes.reader import OnPart
 
 _NO_ROOM = 1 << 20  # bytes: with less free, whatever the run could not write was larger
@@ -129,7 +130,10 @@ class Attempt:
             if self._touched is not None and verdict.error in (None, BadResult.code):
                 raise PluginFailed(f"The plugin {self._touched}.", _LOOK_AT_THE_PLUGIN)
             if verdict.error is not None:
-                raise by_code(verdict.error)(verdict.detail)
+                remedy = None
+                if verdict.error == OutOfMemory.code:
+                    remedy = self._remedy_for_memory(plugin_exit.peak_memory)
+                raise by_code(verdict.error)(verdict.detail, remedy)
             tree.new_result()
             seconds = self._settings.judge_seconds
             files_to_read = 2 if self._job.logits else 1
@@ -174,6 +178,12 @@ class Attempt:
             files=facts,
         )
         return segmentation, [verdict.warning] if verdict.warning else []
+
+    def _remedy_for_memory(self, peak: int | None) -> str:
+        held = "" if peak is None else f" It held {gibibytes(peak)} at its peak."
+        estimate = self._job.estimated_memory_bytes
+        expected = "" if estimate is None else f" {gibibytes(estimate)} had been estimated."
+        return f"{OutOfMemory.remedy}{held}{expected}"
 
     def _end_of_log(self) -> str:
         """The end of the log, which is durable then; empty if there is none."""

@@ -4,6 +4,7 @@ import heapq
 import statistics
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from pfms.plugin.types import STAGES, Progress
 
@@ -60,25 +61,36 @@ class Estimates:
         return statistics.median(last) if last else None
 
 
+class Need(NamedTuple):
+    """What a job is expected to need: so many seconds from now or from its start, and bytes."""
+
+    seconds: float
+    memory: int = 0
+
+
 def estimate_starts(
-    slots: int, remaining: Iterable[float], durations: Sequence[float]
+    slots: int, memory: int, running: Iterable[Need], waiting: Sequence[Need]
 ) -> list[float]:
-    """Estimate when each waiting job will start.
+    """Estimate when each waiting job will start, as `JobQueue` starts them: none passes another.
 
     Args:
         slots: How many jobs run at a time; 0 is treated as 1.
-        remaining: Seconds that each running job is expected to need still.
-        durations: Seconds that each waiting job is expected to take, in the order of the queue.
+        memory: Bytes that jobs may use together; 0 is no limit.
+        running: What the running jobs need.
+        waiting: What the waiting jobs need, in the order of the queue.
 
     Returns:
         Seconds from now until each starts.
     """
-    slots = max(1, slots)
-    free_at = sorted(remaining)[:slots]
-    free_at += [0.0] * (slots - len(free_at))
-    heapq.heapify(free_at)
-    starts = []
-    for seconds in durations:
-        starts.append(free_at[0])
-        heapq.heapreplace(free_at, free_at[0] + seconds)
+    ends = [(need.seconds, need.memory) for need in running]
+    heapq.heapify(ends)
+    used = sum(size for _, size in ends)
+    now, starts = 0.0, []
+    for need in waiting:
+        while ends and (len(ends) >= max(1, slots) or (memory and used + need.memory > memory)):
+            now, freed = heapq.heappop(ends)
+            used -= freed
+        starts.append(now)
+        heapq.heappush(ends, (now + need.seconds, need.memory))
+        used += need.memory
     return starts

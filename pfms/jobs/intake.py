@@ -40,6 +40,7 @@ from pfms.storage.room import Room
 from pfms.storage.upload import Upload, UploadWriter
 from pfms.storage.workspace import JobTree, Workspace
 from pfms.volumes import admit
+from pfms.volumes.memory import RunMemory
 
 _OwnedKey = tuple[str | None, str]
 
@@ -75,6 +76,7 @@ class Intake:
         models: ModelStore,
         executor: Executor,
         holds: Holds,
+        memory: RunMemory,
         metrics: Metrics,
         spans: Spans,
     ) -> None:
@@ -86,6 +88,7 @@ class Intake:
         self._models = models
         self._executor = executor
         self._holds = holds
+        self._memory = memory
         self._metrics = metrics
         self._spans = spans
         self.room = Room(workspace.free_bytes, settings.min_free_bytes)
@@ -93,7 +96,9 @@ class Intake:
         self._admission_slots = asyncio.Semaphore(os.cpu_count() or 1)  # each keeps a core busy
         self._allowances = Allowances(settings, journal, runs)
         self._limits = admit.VolumeLimits(
-            max_volume_bytes=settings.max_volume_bytes, max_grid_voxels=settings.max_grid_voxels
+            max_volume_bytes=settings.max_volume_bytes,
+            max_grid_voxels=settings.max_grid_voxels,
+            memory=memory,
         )
 
     # --- before the body is read -----------------------------------------------------------
@@ -222,11 +227,13 @@ class Intake:
                     spacing=facts.spacing,
                     orientation=facts.orientation,
                     dtype=facts.dtype,
+                    scaled=facts.scaled,
                     minimum=facts.minimum,
                     maximum=facts.maximum,
                     warnings=list(facts.warnings),
                 ),
                 resultant=request.resultant,
+                estimated_memory_bytes=facts.memory,
                 held=request.held,
                 owner=request.owner,
                 idempotency_key=request.key,
@@ -251,11 +258,15 @@ class Intake:
         Raises:
             Gone: Its voxels were purged.
             UnsupportedNifti: `resultant` cannot be made from this volume.
+            NoMemory: Its run would need more memory than runs may have.
             NotNow: The queue or the disk is full, no chosen device is available, or the caller
                 holds as much as it may.
         """
         wanted = resultant or old.resultant
         PLUGIN.check_can_make(wanted, old.volume.shape)
+        volume = old.volume
+        memory = self._memory.needed(volume.shape, volume.spacing, volume.dtype, volume.scaled)
+        self._memory.check(memory)
         created = utc_now()
         async with self.place(caller, old.volume.size) as place, self._unpublished_tree() as tree:
             async with self._holds.reading(old.id):
@@ -270,6 +281,7 @@ class Intake:
                 model=old.model,
                 volume=old.volume,
                 resultant=wanted,
+                estimated_memory_bytes=memory,
                 rerun_of=old.id,
                 owner=caller.name,
                 warnings=old.volume.warnings,

@@ -64,7 +64,8 @@ class VolumeSent(Record):
     """The volume as it was uploaded, without its file name or the texts in its header.
 
     `size` (bytes) and `sha256` are those of the upload; `shape` is (x, y, z), `spacing` in mm;
-    `minimum` and `maximum` are those of the scaled voxels.
+    `minimum` and `maximum` are those of the scaled voxels. `scaled` says whether they differ from
+    the stored ones; older records do not have it.
     """
 
     size: int
@@ -73,6 +74,7 @@ class VolumeSent(Record):
     spacing: tuple[float, float, float]
     orientation: str
     dtype: str
+    scaled: bool | None = None
     minimum: float
     maximum: float
     warnings: list[str] = Field(default_factory=list)
@@ -167,7 +169,8 @@ class Job(Record):
     `held` means that a plain blocking call waits for it, and that it is cancelled with its client.
     `attempts` counts starts, except those that an orderly stop of the server undid.
     `owner` is the name of the caller who made it; None if the server asked nobody who they are.
-    `peak_memory_bytes` is the most memory that one process of its run held.
+    `estimated_memory_bytes` is what its run was estimated to need; `peak_memory_bytes` is the most
+    that one process of it held.
     `traceparent` (W3C) is that of the request that made it.
     `idempotency_key` is kept with the `fingerprint` of the request that it belongs to.
     """
@@ -192,6 +195,7 @@ class Job(Record):
     attempts: int = 0
     exit_code: int | None = None
     seconds: float | None = None
+    estimated_memory_bytes: int | None = None
     peak_memory_bytes: int | None = None
     held: bool = False
     cancel_requested: bool = False

@@ -18,7 +18,7 @@ from pfms.aio import first_of
 from pfms.errors import DiskFull, Interrupted, JobNotFound, PfmsError, PluginFailed
 from pfms.executors.base import Executor
 from pfms.jobs.attempt import Attempt
-from pfms.jobs.estimates import DEFAULT_SHARES, Estimates, Shares, estimate_starts
+from pfms.jobs.estimates import DEFAULT_SHARES, Estimates, Need, Shares, estimate_starts
 from pfms.jobs.events import Broadcast
 from pfms.jobs.job import Job, RunEnd
 from pfms.jobs.journal import Journal
@@ -67,6 +67,11 @@ class Active:
         """How much of the run is done, 0 to 1: by the time that the stages of recent runs took."""
         return self.shares.fraction(self.progress) if self.progress is not None else 0.0
 
+    @property
+    def memory(self) -> int:
+        """Bytes that its run is estimated to need."""
+        return self.job.estimated_memory_bytes or 0
+
 
 class Runs:
     """The jobs that have not ended."""
@@ -104,7 +109,7 @@ class Runs:
     def add(self, job: Job) -> None:
         """Add a job that is on record as queued."""
         self.active[job.id] = Active(job, asyncio.get_running_loop().create_future())
-        self.queue.add(job.id, job.owner)
+        self.queue.add(job.id, job.owner, self.active[job.id].memory)
         self._note(job)
         if self.draining:
             self._release_callers([job.id])
@@ -222,7 +227,7 @@ class Runs:
             active.plugin = None
             active.progress = None
             active.queued = time.monotonic()
-            self.queue.put_back(active.job.id, active.job.owner)
+            self.queue.put_back(active.job.id, active.job.owner, active.memory)
             if self.draining:
                 self._release_callers([active.job.id])
 
@@ -416,9 +421,12 @@ class Runs:
     def _starts(self, waiting: list[str]) -> list[float]:
         seconds = self._expected_seconds()
         running = [self.active[job_id] for job_id in self.queue.running if job_id in self.active]
-        remaining = [self._left(active, seconds) for active in running]
-        durations = [seconds(self.active[job_id]) for job_id in waiting]
-        return estimate_starts(self.queue.slot_count, remaining, durations)
+        return estimate_starts(
+            self.queue.slot_count,
+            self.queue.memory,
+            [Need(self._left(active, seconds), active.memory) for active in running],
+            [Need(seconds(one), one.memory) for one in map(self.active.__getitem__, waiting)],
+        )
 
     def _left(self, active: Active, seconds: Callable[[Active], float]) -> float:
         return max(0.0, seconds(active) - (time.monotonic() - active.started))

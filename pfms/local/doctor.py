@@ -12,12 +12,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 from pfms.errors import StartError
+from pfms.executors.memory import memory_of_runs
 from pfms.local.doctor_plugin import Check, check_devices, check_plugin, check_weights_child
 from pfms.plugin import PLUGIN
 from pfms.plugin.command import host_facts, resolve_command
 from pfms.plugin.types import HostFacts
 from pfms.settings import Settings
 from pfms.storage.disk import network_storage
+from pfms.volumes.memory import RunMemory
 
 __all__ = ["Check", "examine"]
 
@@ -38,6 +40,7 @@ def examine(settings: Settings) -> list[Check]:
             check_python,
             lambda: check_user(host),
             *_of_the_plugin(settings, PLUGIN.environment(host)),
+            lambda: check_memory(memory_of_runs(settings, settings.executor)),
             check_shared_memory,
             check_temporary_folder,
             lambda: check_workspace(settings.workspace.absolute()),
@@ -85,6 +88,19 @@ def check_user(host: HostFacts) -> Check:
 
 
 # --- memory, disk, port --------------------------------------------------------------------
+
+
+def check_memory(memory: RunMemory) -> Check:
+    """What runs may use, by the settings or the machine, against what a clinical CT needs."""
+    wanted = memory.needed((512, 512, 100), (0.8, 0.8, 3.0), "int16", scaled=False)
+    needs = f"a CT of 512 x 512 x 100 voxels needs {_size(wanted)}"
+    if not memory.alone:
+        return Check("memory", "ok", f"runs have no limit; {needs}")
+    detail = f"a run may use {_size(memory.alone)}; {needs}"
+    if memory.alone < wanted:
+        remedy = f"Give the machine or the container more, or raise {memory.setting}."
+        return Check("memory", "warn", f"{detail}: it will be refused", remedy)
+    return Check("memory", "ok", detail)
 
 
 def check_shared_memory(folder: Path = Path("/dev/shm")) -> Check:  # noqa: S108

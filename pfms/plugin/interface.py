@@ -92,6 +92,25 @@ class Plugin(Protocol):
             affine: 4 x 4, from voxel indices to millimetres in RAS.
         """
 
+    def memory_needed(
+        self,
+        shape: tuple[int, int, int],
+        spacing: tuple[float, float, float],
+        dtype: str,
+        *,
+        scaled: bool,
+        adapted: bool,
+    ) -> int:
+        """Estimate the most bytes of memory that a run will hold (`PluginExit.peak_memory`).
+
+        Args:
+            shape: Voxels along the stored axes (x, y, z).
+            spacing: Millimetres along them.
+            dtype: The stored type, such as `int16`.
+            scaled: Whether a voxel differs from its stored value.
+            adapted: Whether the run has every adaptation.
+        """
+
     # --- what it reports -----------------------------------------------------------------------
 
     def stage_of(self, log_text: str) -> Stage:

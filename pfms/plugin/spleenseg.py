@@ -12,6 +12,7 @@ from pfms.errors import UnsupportedNifti
 from pfms.plugin.adaptations import adaptations
 from pfms.plugin.command_script import render
 from pfms.plugin.grid import resampled_shape
+from pfms.plugin.memory import memory_needed
 from pfms.plugin.types import ORDINARY_HOST, Floats, HostFacts, PluginExit, Resultant, Stage
 from pfms.plugin.verdict import Verdict, cause_of, last_traceback
 
@@ -108,6 +109,20 @@ class Spleenseg:
     def network_grid(self, shape: tuple[int, int, int], affine: Floats) -> tuple[int, int, int]:
         """The grid on which its network sees a volume."""
         return resampled_shape(shape, affine, _NETWORK_SPACING)
+
+    def memory_needed(
+        self,
+        shape: tuple[int, int, int],
+        spacing: tuple[float, float, float],
+        dtype: str,
+        *,
+        scaled: bool,
+        adapted: bool,
+    ) -> int:
+        """Estimate the most bytes of memory that a run will hold."""
+        # How the volume lies hardly changes the grid's number of voxels.
+        grid = self.network_grid(shape, np.diag([*spacing, 1.0]))
+        return memory_needed(shape, grid, dtype, scaled=scaled, adapted=adapted)
 
     def stage_of(self, log_text: str) -> Stage:
         """The stage that a run has reached, from the lines that it has printed."""

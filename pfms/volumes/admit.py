@@ -14,6 +14,7 @@ from pfms.errors import TooLarge, UnsupportedNifti
 from pfms.plugin import PLUGIN
 from pfms.storage.files import writing_atomically
 from pfms.volumes.geometry import Affine, orientation_of, spacing_of
+from pfms.volumes.memory import NO_LIMIT, RunMemory
 from pfms.volumes.place import Place, find_place
 from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
 
@@ -39,10 +40,12 @@ class VolumeLimits:
     Attributes:
         max_volume_bytes: Header and voxels, unpacked.
         max_grid_voxels: Voxels after the plugin has resampled it.
+        memory: What its run may use.
     """
 
     max_volume_bytes: int
     max_grid_voxels: int
+    memory: RunMemory = NO_LIMIT
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ class VolumeFacts:
         spacing: Millimetres along them.
         orientation: The direction in which each of them mostly runs, such as `RAS` or `LPS`.
         dtype: The stored type, such as `int16`.
+        scaled: Whether a voxel differs from its stored value.
         affine: From voxel indices to millimetres in RAS, 4 x 4, row by row.
         nifti_version: 1 or 2.
         minimum: The smallest value, scaled: Hounsfield units, if it is a CT.
         maximum: The largest value, scaled.
+        memory: Bytes that its run is estimated to need.
         warnings: What a person should know before trusting the result, one sentence each.
     """
 
@@ -65,10 +70,12 @@ class VolumeFacts:
     spacing: tuple[float, float, float]
     orientation: str
     dtype: str
+    scaled: bool
     affine: tuple[tuple[float, ...], ...]
     nifti_version: int
     minimum: float
     maximum: float
+    memory: int
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,10 +85,12 @@ class VolumeFacts:
             "spacing": list(self.spacing),
             "orientation": self.orientation,
             "dtype": self.dtype,
+            "scaled": self.scaled,
             "affine": [list(row) for row in self.affine],
             "nifti_version": self.nifti_version,
             "minimum": self.minimum,
             "maximum": self.maximum,
+            "memory": self.memory,
             "warnings": list(self.warnings),
         }
 
@@ -103,12 +112,16 @@ def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFact
         TruncatedNifti: It has fewer voxels than its header says, or its gzip stream is damaged.
         UnsupportedNifti: It is not one finite, scalar 3-D volume in a usable place and grid.
         TooLarge: It unpacks to more than `limits` or its own header allow.
+        NoMemory: Its run would need more memory than `limits` allow.
     """
     with NiftiReader(upload) as source:
         shape = _shape(source)
         _check_size(source, upload.stat().st_size, limits)
         place = find_place(source)
         _check_grid(shape, place.loaded, limits)
+        x, y, z = (float(length) for length in spacing_of(place.affine))
+        memory = limits.memory.needed(shape, (x, y, z), source.dtype.name, source.scaled)
+        limits.memory.check(memory)
         as_it_is = source.gzipped and not source.extended and len(source.shape) == 3
         as_it_is = as_it_is and place.corrected is None
         if as_it_is:
@@ -126,16 +139,17 @@ def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFact
             f"The volume does not look like Hounsfield units: none of its values is below "
             f"{_AIR_IS_BELOW:g} (they run from {least:g} to {greatest:g})."
         )
-    x, y, z = (float(length) for length in spacing_of(place.affine))
     return VolumeFacts(
         shape=shape,
         spacing=(x, y, z),
         orientation=orientation_of(place.affine),
         dtype=source.dtype.name,
+        scaled=source.scaled,
         affine=tuple(tuple(float(value) for value in row) for row in place.affine),
         nifti_version=source.version,
         minimum=least,
         maximum=greatest,
+        memory=memory,
         warnings=tuple(warnings),
     )
 
