@@ -141,7 +141,7 @@ class Attempt:
                 with (
                     self._written(onehot) as result,
                     tree.open(tree.volume) as volume,
-                    tree.writing(tree.segmentation) as target,
+                    tree.writing(tree.segmentation, durable=False) as target,  # synced below
                 ):
                     found = labels.write_labels(
                         result,

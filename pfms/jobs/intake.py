@@ -301,7 +301,7 @@ class Intake:
 
     async def _publish(self, tree: JobTree, job: Job, place: Place) -> Job:
         """Move a finished folder into place, write its row, then add the job to the queue."""
-        await in_thread(self._records.write_file, tree, job)
+        await in_thread(self._records.write_file, tree, job, durable=False)  # `publish` syncs all
         try:
             await in_thread(self._workspace.publish, tree, job.id)
             await to_the_end(self._journal.call(self._records.write_row, job))

@@ -119,9 +119,10 @@ class Records(Rows):
             stamp = None
         return self._write_row(job, has_folder=stamp is not None, stamp=stamp)
 
-    def write_file(self, tree: JobTree, job: Job) -> None:
-        """Write `job.json`."""
-        tree.write(tree.record, (job.model_dump_json(indent=2) + "\n").encode())
+    def write_file(self, tree: JobTree, job: Job, *, durable: bool = True) -> None:
+        """Write `job.json`, as `inside.writing`."""
+        content = job.model_dump_json(indent=2) + "\n"
+        tree.write(tree.record, content.encode(), durable=durable)
 
     def write_row(self, job: Job) -> Event:
         """Write the row of a record that is already in its folder, with an event.

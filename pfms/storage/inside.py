@@ -84,11 +84,16 @@ def is_file(root: Path, name: str | PurePath) -> bool:
 
 
 @contextmanager
-def writing(root: Path, name: str | PurePath) -> Iterator[BufferedWriter]:
+def writing(root: Path, name: str | PurePath, *, durable: bool = True) -> Iterator[BufferedWriter]:
     """Give a new file to write to; without an error, it gets its name at the end, durably.
 
     Until then it has a name that nobody can know before, so nothing can wait there for the writer.
     A file or a link that has the name already is replaced.
+
+    Args:
+        root: The folder; not a link.
+        name: The file, relative to `root`.
+        durable: False if the caller syncs it, before anyone is told about it.
 
     Raises:
         NotAFile: A folder on the way is something else.
@@ -103,14 +108,16 @@ def writing(root: Path, name: str | PurePath) -> Iterator[BufferedWriter]:
         try:
             with os.fdopen(fd, "wb") as file:
                 yield file
-                file.flush()
-                os.fsync(fd)
+                if durable:
+                    file.flush()
+                    os.fsync(fd)
             os.rename(part, path.name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(part, dir_fd=folder)
             raise
-        os.fsync(folder)
+        if durable:
+            os.fsync(folder)
 
 
 def link_or_copy(root: Path, name: str | PurePath, target: Path) -> None:

@@ -91,13 +91,15 @@ class JobTree:
         """Whether there is such a file, and `open` could open it."""
         return inside.is_file(self.root, file.relative_to(self.root))
 
-    def writing(self, file: Path) -> AbstractContextManager[BufferedWriter]:
+    def writing(
+        self, file: Path, *, durable: bool = True
+    ) -> AbstractContextManager[BufferedWriter]:
         """Give a new file to write to, as `inside.writing`."""
-        return inside.writing(self.root, file.relative_to(self.root))
+        return inside.writing(self.root, file.relative_to(self.root), durable=durable)
 
-    def write(self, file: Path, content: bytes, mode: int = 0o660) -> None:
-        """Write one of the folder's files, so that it appears whole and durably."""
-        with self.writing(file) as part:
+    def write(self, file: Path, content: bytes, mode: int = 0o660, *, durable: bool = True) -> None:
+        """Write one of the folder's files, so that it appears whole, as `inside.writing`."""
+        with self.writing(file, durable=durable) as part:
             os.fchmod(part.fileno(), mode)
             part.write(content)
 

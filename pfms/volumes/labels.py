@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
@@ -225,12 +225,16 @@ def _decode(result: NiftiReader, write: Callable[[Mask], None] | None = None) ->
     current, other = np.empty(length, bool), np.empty(length, bool)
     digest, spleen, seen = hashlib.sha256(), 0, []
     with ThreadPoolExecutor(1, "pfms-hash") as beside:
-        hashing = beside.submit(digest.update, b"")
+        hashing: Future[None] | None = None
         for values in result.values(count):
             ones = _ones(result, values, current)
             labels = np.logical_not(ones, out=ones)
-            hashing.result()
-            hashing = beside.submit(digest.update, labels.data)
+            if hashing is not None:
+                hashing.result()
+            if len(labels) == length:
+                hashing = beside.submit(digest.update, labels.data)
+            else:  # the last piece, or the only one of a small volume, which is not worth a thread
+                digest.update(labels.data)
             if write:
                 write(labels)
             seen.append(isal_zlib.crc32(labels))
