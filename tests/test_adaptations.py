@@ -22,7 +22,7 @@ from pfms.plugin import PLUGIN
 from pfms.plugin.adaptations import ADAPTATIONS, adaptations
 from pfms.plugin.command import PluginCommand, resolve_command
 from pfms.plugin.types import STAGES, PluginRun, Progress
-from pfms.programs import warm_plugin, warm_progress
+from pfms.programs import warm_adaptations, warm_progress
 from pfms.settings import load_settings
 from tests.conftest import ROOT
 
@@ -32,7 +32,7 @@ real = [pytest.mark.anyio, pytest.mark.real, pytest.mark.timeout(300)]
 
 def test_each_adaptation_is_either_environment_or_a_step_of_the_warm_parent() -> None:
     steps = {step.name for step in ADAPTATIONS if not step.environment}
-    assert steps == set(warm_plugin.ADAPTATIONS)
+    assert steps == set(warm_adaptations.ADAPTATIONS)
     assert len(set(NAMES)) == len(NAMES)
 
 
@@ -65,8 +65,8 @@ def test_the_setting_leaves_adaptations_out_and_refuses_unknown_names(
 
 IGZIP = """
 import gzip, sys
-from pfms.programs import warm_plugin
-warm_plugin.igzip()
+from pfms.programs import warm_adaptations
+warm_adaptations.igzip()
 for level in (1, 6, 9):
     with gzip.GzipFile(f"{level}.gz", "wb", compresslevel=level) as file:
         file.write(bytes(range(256)) * 4096)
@@ -95,9 +95,9 @@ def test_gzip_still_has_every_level_and_its_own_errors(tmp_path: Path) -> None:
 
 ARGMAX = """
 import torch
-from pfms.programs import warm_plugin
+from pfms.programs import warm_adaptations
 own = torch.argmax
-warm_plugin.argmax_layout()
+warm_adaptations.argmax_layout()
 assert torch.argmax is not own
 torch.manual_seed(0)
 tensor = torch.randint(3, (2, 5, 4, 3)).float()  # with many equal values
@@ -278,8 +278,8 @@ def spied(name, ask):
     return lambda *args, **named: (asked.append(name), ask(*args, **named))[1]
 for name in ("is_available", "device_count", "init", "current_device", "get_device_properties"):
     setattr(torch.cuda, name, spied(name, getattr(torch.cuda, name)))
-from pfms.programs import warm_plugin
-names = list(warm_plugin.ADAPTATIONS)
+from pfms.programs import warm_adaptations, warm_plugin
+names = list(warm_adaptations.ADAPTATIONS)
 warm_plugin.load({"entry_point": "spleenseg.spleenseg:main", "adaptations": names})
 print(asked)
 """

@@ -19,8 +19,11 @@ PFMS = Path(pfms.__file__).parent
 HEAVY = ("torch", "monai", "spleenseg", "matplotlib", "scipy", "skimage", "pandas")
 CHILD_PROGRAMS = {
     "pfms.programs.weights_child",
+    "pfms.programs.warm_adaptations",
+    "pfms.programs.warm_kernels",
     "pfms.programs.warm_parent",
     "pfms.programs.warm_plugin",
+    "pfms.programs.warm_volumes",
 }
 
 # From the roof down: a module imports from its own storey and from those below it.

@@ -14,7 +14,7 @@ class Adaptation:
         name: For leaving it out (`PFMS_ADAPTATIONS_OFF`).
         why: What it does.
         environment: Variables that it sets, in `command.sh` too. Empty if it is a function of the
-            warm parent, in `programs/warm_plugin.py`.
+            warm parent, in `programs/warm_adaptations.py` or `programs/warm_volumes.py`.
     """
 
     name: str
@@ -45,6 +45,10 @@ ADAPTATIONS: tuple[Adaptation, ...] = (
     Adaptation("no-workers", "No four processes are started to load one image already in memory."),
     Adaptation("igzip", "Volumes are packed and unpacked by ISA-L, which is faster than zlib."),
     Adaptation("argmax-layout", "torch's argmax is slow when the classes are far apart in memory."),
+    Adaptation("read-as-float32", "A volume is converted and brought into C order in one pass."),
+    Adaptation("sample-by-rows", "No table of 7 doubles a voxel is made to sample another grid."),
+    Adaptation("one-hot-in-one-pass", "The label map is made from the scores in the file's order."),
+    Adaptation("save-beside-picture", "The label map is packed while the picture is drawn."),
 )
 
 

@@ -248,7 +248,7 @@ def main() -> None:
     """Load the plugin, report that, serve."""
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120
     sys.path[:] = [folder for folder in sys.path if folder != here]
-    for name in ("family", "memory", "warm_plugin", "warm_progress"):
+    for name in ("family", "memory", *(name for name in sys.modules if name.startswith("warm_"))):
         sys.modules.pop(name)  # the plugin must not find our modules, by path or by name
     os.umask(0o007)
     link = Link(socket.socket(fileno=int(sys.argv[1])))
