@@ -113,26 +113,26 @@ import json, os, sys, types
 import nibabel as nib, numpy as np
 from pfms.programs import warm_progress
 
-class SaveImaged:
+class SaveImage:
     def __call__(self, data):
         nib.save(nib.Nifti1Image(data, np.eye(4)), "out.nii.gz")
 
-module = types.ModuleType("monai.transforms.io.dictionary")  # of a MONAI that has nothing else
-module.SaveImaged = SaveImaged
+module = types.ModuleType("monai.transforms.io.array")  # of a MONAI that has nothing else
+module.SaveImage = SaveImage
 sys.modules[module.__name__] = module
 warm_progress.watch()
 warm_progress._SECONDS = 0
 told = []
 data = np.random.default_rng(7).integers(0, 9, (160, 160, 120, 2)).astype(np.float32)
-SaveImaged()(data)
+SaveImage()(data)
 warm_progress.tell(1, 2)
 in_parent = len(told)
 warm_progress.begin(lambda *each: told.append(each))
 if not (pid := os.fork()):
-    SaveImaged()(data)
+    SaveImage()(data)
     os._exit(len(told))
 in_fork = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-SaveImaged()(data)
+SaveImage()(data)
 same = bool((np.asanyarray(nib.load("out.nii.gz").dataobj) == data).all())
 print(json.dumps([in_parent, in_fork, same, told]))
 """

@@ -17,7 +17,13 @@ Array = Any  # numpy's; numba knows the dtypes
 _SLABS_PER_THREAD = 8  # so that no thread waits long for the last one
 
 
-def in_slabs(count: int, threads: int, work: Callable[[int, int], object], least: int = 1) -> None:
+def in_slabs(
+    count: int,
+    threads: int,
+    work: Callable[[int, int], object],
+    least: int = 1,
+    tell: Callable[[int, int], object] = lambda done, total: None,
+) -> None:
     """Call `work(first, after)` for parts of `range(count)`, in threads.
 
     Args:
@@ -25,14 +31,17 @@ def in_slabs(count: int, threads: int, work: Callable[[int, int], object], least
         threads: How many work at a time.
         work: Works on the slices from `first`, up to but not including `after`.
         least: Slices in a part, and the multiple at which each starts.
+        tell: Called with the slices that are done, and with `count`.
     """
     size = -(-count // (threads * _SLABS_PER_THREAD * least)) * least
     with ThreadPoolExecutor(threads) as pool:
-        parts = [
-            pool.submit(work, first, min(count, first + size)) for first in range(0, count, size)
-        ]
-        for part in parts:
+        parts = {
+            pool.submit(work, first, min(count, first + size)): min(count, first + size)
+            for first in range(0, count, size)
+        }
+        for part, after in parts.items():
             part.result()
+            tell(after, count)
 
 
 # --- sampling ------------------------------------------------------------------------------------

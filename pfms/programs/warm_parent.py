@@ -117,7 +117,6 @@ class Parent:
         self._running: dict[int, int] = {}
         self._own = {pid for pid, _ in family.descendants()}  # the plugin's imports started them
         self._run = 0  # in a child: the number of its run
-        warm_progress.watch()
 
     def serve(self) -> None:
         """Serve until the socket closes."""

@@ -6,7 +6,6 @@ Part of the program `warm_parent.py`: imports nothing of pfms.
 import ast
 import contextlib
 import importlib
-import inspect
 import runpy
 import signal
 import site
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or __package__:  # the tests and benches import it
-    from pfms.programs import warm_adaptations
+    from pfms.programs import warm_adaptations, warm_progress
 else:
     import warm_adaptations
+    import warm_progress
 
 Message = dict[str, Any]
 
@@ -26,6 +26,7 @@ Message = dict[str, Any]
 def load(order: Message) -> Callable[[], object]:
     """Import the plugin and what its runs will import; returns the function that a run calls."""
     call = entry_point(order["entry_point"]) if order["entry_point"] else script(order["script"])
+    warm_progress.watch()  # before a step is put into a thread of its own
     warm_adaptations.adapt(order["adaptations"])
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

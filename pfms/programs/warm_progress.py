@@ -29,7 +29,7 @@ _STEPS = (
     ("monai.transforms.croppad.dictionary:CropForegroundd.__call__", "loading", 95, 100),
     ("monai.transforms.post.dictionary:Invertd.__call__", "resampling", 0, 100),
     ("monai.transforms.post.dictionary:AsDiscreted.__call__", "writing", 0, 25),
-    ("monai.transforms.io.dictionary:SaveImaged.__call__", "writing", 25, 85),  # then the picture
+    ("monai.transforms.io.array:SaveImage.__call__", "writing", 25, 85),  # then the picture
     ("spleenseg.core.neuralnet:NeuralNet.metaTensor_toNIfTI", "writing", 90, 100),  # the logits
 )
 _SECONDS = 0.2  # at least, between two reports of a stage

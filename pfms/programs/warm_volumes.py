@@ -11,9 +11,14 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING or __package__:  # the tests and benches import it
+    from pfms.programs import warm_progress
+else:
+    import warm_progress
 
 Tensor = Any
 Function = Callable[..., Any]
@@ -101,7 +106,7 @@ def sample_by_rows() -> None:
             work = functools.partial(
                 kernels.sample_oblique, arrays[0], theta.numpy(), *axes, arrays[1]
             )
-        kernels.in_slabs(size[0], torch.get_num_threads(), work)
+        kernels.in_slabs(size[0], torch.get_num_threads(), work, tell=warm_progress.tell)
         return out
 
     def along(
@@ -210,6 +215,7 @@ def one_hot_in_one_pass() -> None:
             torch.get_num_threads(),
             functools.partial(kernels.one_hot_of_largest, *arrays),
             kernels.TILE,
+            warm_progress.tell,
         )
         return post.convert_to_dst_type(labels.permute(0, 3, 2, 1), img, dtype=torch.float)[0]
 
