@@ -9,12 +9,12 @@ when its own stdin ends, because the server has died, it kills the run at once. 
 JSON: null if the run has started, or else the number of the error and the file; when the run has
 ended, the most bytes of memory that one of its processes held, and whether all of them have ended.
 
-It is small, because it exists as long as the run; it imports nothing of pfms.
+It is small, because it exists as long as the run; it imports nothing of pfms, and little else,
+because that is most of what its start takes.
 """
 
 import contextlib
 import errno
-import json
 import os
 import resource
 import select
@@ -22,8 +22,8 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as in `typing`, which takes long to import
 if TYPE_CHECKING:
     from pfms.programs.family import adopt_orphans, end_leftovers
     from pfms.programs.memory import limit_memory, peak_memory
@@ -116,19 +116,22 @@ def main(output: int, grace: float, memory: int, argv: list[str]) -> int:
             setsigdef=[*_ASKED, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ],
         )
     except OSError as error:
-        _tell([error.errno or errno.EIO, argv[0]])
+        import json
+
+        _tell(json.dumps([error.errno or errno.EIO, argv[0]]))
         return 0
-    _tell(None)
+    _tell("null")
     os.close(output)
     status = keeper.wait(run)
     alone = end_leftovers(run) and adopts
-    _tell([peak_memory(resource.getrusage(resource.RUSAGE_CHILDREN)), alone])
+    peak = peak_memory(resource.getrusage(resource.RUSAGE_CHILDREN))
+    _tell(f"[{peak}, {'true' if alone else 'false'}]")
     return status
 
 
-def _tell(what: object) -> None:
+def _tell(line: str) -> None:
     with contextlib.suppress(BrokenPipeError):  # the server has died
-        os.write(1, json.dumps(what).encode() + b"\n")
+        os.write(1, line.encode() + b"\n")
 
 
 if __name__ == "__main__":
