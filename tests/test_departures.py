@@ -232,6 +232,17 @@ def test_line_breaks_after_an_answer_keep_no_connection(hasty_server: Server) ->
         assert wire.ends() == b""
 
 
+def test_no_timer_is_left_of_a_connection_that_was_reset(hasty_server: Server) -> None:
+    leaving, staying = Wire(hasty_server.url), Wire(hasty_server.url)
+    for wire in (leaving, staying):
+        wire.head("GET", "/api/v1/about")
+        assert wire.answer("GET").status == 200
+    leaving.hang_up(reset=True)
+    with staying:
+        assert staying.ends() == b""  # as long as a connection without requests is kept
+    assert "Exception in callback" not in hasty_server.log.read_text()
+
+
 def test_a_body_that_was_refused_is_not_waited_for(hasty_server: Server) -> None:
     with Wire(hasty_server.url) as wire:
         wire.head(

@@ -109,6 +109,7 @@ class Connection(HttpToolsProtocol):
         """End."""
         self._hung_up = True
         self._set_timer(None)
+        self._unset_keepalive_if_required()  # uvicorn leaves it after a reset
         self._responses.unwatch()
         self._leave()
         super().connection_lost(exc)
