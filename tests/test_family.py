@@ -1,6 +1,5 @@
 """The descendants of a process, in real trees of processes."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import pytest
 from pfms.processes.marks import JOB_MARK, find_marked
 from pfms.processes.output import keeping_output
 from pfms.processes.run import run_in_group
-from pfms.programs import family
 
 TREE = "(sleep 3600 & sleep 3600 & exec sleep 3600) & sleep 3600 & setsid sleep 3600 & wait"
 
