@@ -141,13 +141,14 @@ def test_a_change_keeps_the_mode_of_the_file_and_what_a_link_leads_to(file: Path
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
-def test_a_change_by_root_leaves_the_file_to_its_owner(file: Path) -> None:
+@pytest.mark.parametrize("owner", [12345, 0])
+def test_a_change_by_root_leaves_the_file_to_its_owner_and_group(file: Path, owner: int) -> None:
     add_token(file, "a", INFER)
-    os.chown(file, 12345, 12346)
+    os.chown(file, owner, 12346)
 
     add_token(file, "b", INFER)
 
-    assert (file.stat().st_uid, file.stat().st_gid) == (12345, 12346)
+    assert (file.stat().st_uid, file.stat().st_gid) == (owner, 12346)
 
 
 def test_limits_survive_a_change(file: Path) -> None:

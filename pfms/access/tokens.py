@@ -217,12 +217,13 @@ def _write(path: Path, tokens: dict[str, Token]) -> None:
     before = path.stat() if path.exists() else None
     with writing_atomically(path) as file:
         os.fchmod(file.fileno(), 0o600 if before is None else before.st_mode & 0o777)
-        if before is not None and before.st_uid != os.geteuid():
+        made = os.fstat(file.fileno())
+        if before is not None and (before.st_uid, before.st_gid) != (made.st_uid, made.st_gid):
             try:
                 os.fchown(file.fileno(), before.st_uid, before.st_gid)
             except PermissionError:
                 raise TokensFileError(
-                    f"{path} belongs to another user.", "Run this command as that user."
+                    f"{path} belongs to another user or group.", "Run this command as that user."
                 ) from None
         file.write(f"{json.dumps(document, indent=2)}\n".encode())
 
