@@ -250,7 +250,7 @@ def test_no_call_that_blocks_runs_on_the_event_loop(tmp_path: Path) -> None:
         assert keyed.status_code == 200, keyed.text
         other = server.submit(volume, params={"resultant": "logits"})
         assert server.ended(other)["state"] == "succeeded"
-        tails = ("", "/log", "/result", "/preview.png", "/bundle?voxels=true", "/events")
+        tails = ("", "/log", "/result", "/volume", "/preview.png", "/bundle?voxels=true", "/events")
         paths = [*(f"/jobs/{job_id}{tail}" for tail in tails), "/jobs", "/sysinfo", "/about"]
         paths += ["/spleenseg/modelpth", "/spleenseg/modelpth/demo", "/spleenseg/inference/device"]
         for path in (*paths, f"{server.url}/health/ready"):

@@ -54,6 +54,9 @@ def test_a_run_is_noted_from_its_call_to_its_end(audited: Server, audit: Path) -
     assert accepted["volume_sha256"] == job["volume"]["sha256"]
     assert noted(audit, event="job", job=job_id, state="succeeded")["attempts"] == 1
     assert noted(audit, event="call", path="/api/v1/jobs/{job_id}", job=job_id)["status"] == 200
+    audited.http.get(f"/jobs/{job_id}/volume")
+    volume = noted(audit, event="call", path="/api/v1/jobs/{job_id}/volume", job=job_id)
+    assert volume["status"] == 200
 
 
 def test_a_run_that_fails_is_noted_with_its_cause(start_server: StartServer, audit: Path) -> None:

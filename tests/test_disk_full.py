@@ -271,7 +271,7 @@ def test_other_calls_on_a_full_disk_are_507_or_free_space(begin: Begin, disk: Di
     ):
         check(server.http.request(method, path), *DISK_FULL, server)
     assert files_of(server) == before
-    for path in ("result", "preview.png", "log", "events", ""):
+    for path in ("result", "volume", "preview.png", "log", "events", ""):
         assert server.http.get(f"/jobs/{first}/{path}").status_code == 200, path
     answer = server.http.delete(f"/jobs/{first}", params={"purge": "voxels"})
     assert answer.status_code == 204, answer.text

@@ -257,6 +257,7 @@ CALLS = [
     ("GET", "/events"),
     ("GET", "/log"),
     ("GET", "/result"),
+    ("GET", "/volume"),
     ("GET", "/preview.png"),
     ("GET", "/bundle"),
     ("POST", "/cancel"),
@@ -352,13 +353,23 @@ def test_the_log_can_be_read_while_the_plugin_runs(start_server: StartServer) ->
     assert "Loading dataset" in server.http.get(f"/jobs/{job_id}/log").text
 
 
-def test_the_result_has_an_etag_and_ranges(server: Server, done: dict[str, Any]) -> None:
-    url = f"/jobs/{done['id']}/result"
+@pytest.mark.parametrize(("what", "name"), [("result", "output"), ("volume", "input")])
+def test_a_download_has_an_etag_and_ranges(
+    server: Server, done: dict[str, Any], what: str, name: str
+) -> None:
+    url = f"/jobs/{done['id']}/{what}"
     whole = server.http.get(url)
     assert whole.status_code == 200
-    assert whole.headers["Content-Disposition"] == 'attachment; filename="output.nii.gz"'
+    assert whole.headers["Content-Type"] == "application/octet-stream"
+    assert whole.headers["Content-Disposition"] == f'attachment; filename="{name}.nii.gz"'
     etag = whole.headers["ETag"]
-    assert server.http.get(url, headers={"If-None-Match": etag}).status_code == 304
+    for known in (etag, f'"x", W/{etag}', "*"):
+        same = server.http.get(url, headers={"If-None-Match": known})
+        assert (same.status_code, same.headers["ETag"], same.content) == (304, etag, b"")
+        assert same.headers["X-Pfms-Job"] == done["id"]
+    head = server.http.head(url)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Length"] == str(len(whole.content))
     part = server.http.get(url, headers={"Range": "bytes=10-19", "If-Range": etag})
     assert (part.status_code, part.content) == (206, whole.content[10:20])
     tail = server.http.get(url, headers={"Range": "bytes=-5"})
@@ -367,8 +378,34 @@ def test_the_result_has_an_etag_and_ranges(server: Server, done: dict[str, Any])
     assert beyond.status_code == 416
     for odd in ("bytes=x", "lines=1-2", "bytes=5-2"):
         assert server.http.get(url, headers={"Range": odd}).content == whole.content
-    other = server.http.get(url, params={"resultant": "onehot"})
-    assert other.headers["ETag"] != etag
+
+
+def test_each_resultant_has_an_etag_of_its_own(server: Server, done: dict[str, Any]) -> None:
+    paths = ("result", "result?resultant=onehot", "volume")
+    tags = [server.http.head(f"/jobs/{done['id']}/{path}").headers["ETag"] for path in paths]
+    assert len(set(tags)) == len(paths)
+
+
+@pytest.mark.parametrize("gzipped", [True, False], ids=["gz", "plain"])
+def test_the_volume_is_the_one_that_was_sent(server: Server, gzipped: bool) -> None:
+    sent = nifti_bytes(seed=11, gzipped=gzipped)
+    answer = server.http.get(f"/jobs/{server.submit(sent)}/volume")
+    assert answer.status_code == 200
+    if gzipped:
+        assert answer.content == sent
+    else:
+        assert gzip.decompress(answer.content) == sent
+
+
+def test_the_volume_is_there_in_every_state(start_server: StartServer) -> None:
+    server = start_server("hangs.py")
+    running, queued = submit(server), submit(server)
+    until(server, running, "running")
+    for job_id in (running, queued):
+        assert server.http.get(f"/jobs/{job_id}/volume").content == nifti_bytes()
+        server.http.post(f"/jobs/{job_id}/cancel")
+        assert ended(server, job_id)["state"] == "cancelled"
+        assert server.http.get(f"/jobs/{job_id}/volume").content == nifti_bytes()
 
 
 def test_logits_are_there_only_if_the_run_made_them(server: Server, done: dict[str, Any]) -> None:
@@ -461,6 +498,7 @@ def test_a_purge_removes_the_voxels_and_keeps_the_record(start_server: StartServ
     assert left == {"command.sh", "job.json", "plugin.log"}
     for method, path in (
         ("GET", "result"),
+        ("GET", "volume"),
         ("GET", "preview.png"),
         ("POST", "rerun"),
         ("GET", "bundle?voxels=true"),

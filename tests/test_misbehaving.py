@@ -98,6 +98,7 @@ class Ward:
         paths = {
             "job": "",
             "log": "/log",
+            "volume": "/volume",
             "preview": "/preview.png",
             "bundle": "/bundle",
             "all": "/bundle?voxels=true",
@@ -145,6 +146,7 @@ def check_nothing_else_happened(ward: Ward, job_id: str, before: dict[str, Any])
     passwd = Path("/etc/passwd").read_bytes()
     others = [(ward.other / PLUGIN.outputs["onehot"]).read_bytes()]
     others += [(ward.other / "result" / "segmentation.nii.gz").read_bytes()]
+    others += [(ward.other / "input" / "imagesTs" / "input.nii.gz").read_bytes()]
     for name, content in ward.served(job_id).items():
         assert SECRET not in content, name
         assert passwd not in content, name
@@ -306,7 +308,7 @@ def test_a_link_in_the_place_of_a_job_is_left_alone_at_a_start(
     server = start_server()
 
     assert f"jobs/{job_id} is a link and is left alone" in server.log.read_text()
-    for path in ("log", "result", "bundle?voxels=true", "preview.png"):
+    for path in ("log", "result", "volume", "bundle?voxels=true", "preview.png"):
         content = server.http.get(f"/jobs/{job_id}/{path}").content
         assert b"novel inference" not in content
         assert not content.startswith((b"\x1f\x8b", b"\x89PNG")), path

@@ -113,7 +113,8 @@ def test_in_every_call_with_an_id_anothers_job_is_as_good_as_none(
 def test_the_owner_may_make_every_call(shared: Server) -> None:
     job_id = shared.submit(headers=ALICE)
     wait_for(shared, job_id)
-    for path in ("", "/log", "/result", "/preview.png", "/bundle", "/bundle?voxels=true"):
+    paths = ("", "/log", "/result", "/volume", "/preview.png", "/bundle", "/bundle?voxels=true")
+    for path in paths:
         assert shared.http.get(f"/jobs/{job_id}{path}", headers=ALICE).status_code == 200, path
     events = shared.http.get(f"/jobs/{job_id}/events", headers=ALICE).text
     assert '"succeeded"' in events

@@ -96,6 +96,22 @@ def answers_of(server: Server) -> Iterator[tuple[str, bytes]]:
     yield "metrics", server.http.get(f"{server.url}/metrics").content
 
 
+def check_the_volumes_that_were_sent(server: Server, plain: bool) -> None:
+    """They come back with the texts that they were sent with, but for the name of the file."""
+    whole = volume(plain) if plain else gzip.decompress(volume(plain))
+    for job in server.http.get("/jobs").json()["jobs"]:
+        answer = server.http.get(f"/jobs/{job['id']}/volume", headers=HEADERS)
+        assert SECRET.decode() not in str(answer.headers)
+        packed = server.http.get(f"/jobs/{job['id']}/bundle?voxels=true").content
+        with zipfile.ZipFile(io.BytesIO(packed)) as bundle:
+            kept = bundle.read(f"{job['id']}/input/imagesTs/input.nii.gz")
+        for content in (answer.content, kept):
+            assert SECRET not in content
+            unzipped = gzip.decompress(content)
+            assert unzipped.count(SECRET) == 4
+            assert unzipped[-24 * 20 * 24 * 2 :] == whole[-24 * 20 * 24 * 2 :]
+
+
 @pytest.mark.parametrize("plugin", ["ok.py", "wrong_shape.py"])
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "gzipped"])
 def test_a_name_in_an_upload_reaches_nothing_but_its_own_input(
@@ -111,6 +127,7 @@ def test_a_name_in_an_upload_reaches_nothing_but_its_own_input(
         for each in unpacked(content):
             assert SECRET not in each, place
             assert TOKEN not in each, place
+    check_the_volumes_that_were_sent(server, plain)
     server.stop()
     # A volume with header extensions is written anew, its other texts stay in the input.
     assert places_of(SECRET, server.workspace) <= {"input/imagesTs/input.nii.gz"}

@@ -51,6 +51,7 @@ DOWNLOADS = [
     "",
     "/result",
     "/result?resultant=onehot",
+    "/volume",
     "/log",
     "/preview.png",
     "/bundle",
@@ -116,6 +117,8 @@ def check_download(path: str, answer: httpx.Response) -> None:
         case "/result?resultant=onehot":
             onehot = np.asanyarray(image_of(answer.content).dataobj)
             np.testing.assert_array_equal(onehot[..., 1], spleen_of(VOLUME))
+        case "/volume":
+            assert answer.content == VOLUME
         case "/log":
             assert "novel inference" in answer.text, f"not the whole log: {answer.text!r}"
         case "/preview.png":

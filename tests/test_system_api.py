@@ -273,7 +273,8 @@ def calls_of(server: Server, job_id: str) -> Iterator[httpx.Response]:
     yield server.http.get("/spleenseg/modelpth/demo")
     yield server.http.put(f"{DEVICE}/cpu")
     yield server.http.get("/jobs")
-    for path in ("", "/log", "/result", "/preview.png", "/bundle", "/bundle?voxels=true"):
+    paths = ("", "/log", "/result", "/volume", "/preview.png", "/bundle", "/bundle?voxels=true")
+    for path in paths:
         yield server.http.get(f"/jobs/{job_id}{path}")
     yield server.http.post(f"/jobs/{job_id}/cancel")
     yield server.http.post(f"/jobs/{job_id}/rerun")

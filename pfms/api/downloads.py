@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from io import BufferedReader
 
+from fastapi import Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
@@ -67,6 +68,30 @@ async def resultant_file(archive: Archive, job: Job, resultant: Resultant) -> Op
         PfmsError: There is none; `Archive.resultant` lists the causes.
     """
     file = await archive.resultant(job.id, resultant)
-    # It never changes once it is there, so its name is as good as its hash.
-    headers = {**job_headers(job), "ETag": f'"{job.id}-{resultant}"'}
-    return OpenedFileResponse(file, filename="output.nii.gz", headers=headers)
+    return OpenedFileResponse(file, filename="output.nii.gz", headers=_tagged(job, resultant))
+
+
+async def volume_file(archive: Archive, job: Job) -> OpenedFileResponse:
+    """The volume of a job, under a name that is the same for all.
+
+    Raises:
+        PfmsError: There is none; `Archive.volume` lists the causes.
+    """
+    file = await archive.volume(job.id)
+    return OpenedFileResponse(file, filename="input.nii.gz", headers=_tagged(job, "volume"))
+
+
+def _tagged(job: Job, what: str) -> dict[str, str]:
+    # A file never changes once it is there, so its name is as good as its hash.
+    return {**job_headers(job), "ETag": f'"{job.id}-{what}"'}
+
+
+def unless_known(answer: OpenedFileResponse, if_none_match: str | None) -> Response:
+    """The answer, or a 304 if the client already has what it would get (`If-None-Match`)."""
+    known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    if not known & {answer.headers["etag"], "*"}:
+        return answer
+    answer.close()
+    own = ("content-type", "content-length", "content-disposition", "accept-ranges")
+    headers = {name: value for name, value in answer.headers.items() if name not in own}
+    return Response(status_code=304, headers=headers)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -21,7 +21,13 @@ from pfms.api.common import (
     job_headers,
     job_location,
 )
-from pfms.api.downloads import NIFTI, OpenedFileResponse, resultant_file
+from pfms.api.downloads import (
+    NIFTI,
+    OpenedFileResponse,
+    resultant_file,
+    unless_known,
+    volume_file,
+)
 from pfms.api.problems import responses
 from pfms.api.refusals import QUEUE, RESULT
 from pfms.api.schemas import JobPage, JobView
@@ -35,6 +41,11 @@ router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("infer")])
 _HEARTBEAT_SECONDS = 15
 _CHUNK = 1 << 16
 _EVENT_ID = re.compile("[0-9]{1,18}")
+_PARTS: dict[int | str, dict[str, Any]] = {
+    206: {"description": "a range of it", "content": {NIFTI: {}}},
+    304: {"description": "the client already has it (If-None-Match)"},
+    416: {"description": "the range lies outside the file", "content": {"text/plain": {}}},
+}
 
 
 @router.get("", responses=responses(errors.InvalidParameter))
@@ -126,9 +137,7 @@ async def show_log(service: ServiceDep, job: JobDep) -> Response:
             "content": {NIFTI: {"schema": {"type": "string", "format": "binary"}}},
             "headers": HEADERS,
         },
-        206: {"description": "a range of it", "content": {NIFTI: {}}},
-        304: {"description": "the client already has it (If-None-Match)"},
-        416: {"description": "the range lies outside the file", "content": {"text/plain": {}}},
+        **_PARTS,
         **responses(errors.JobNotFound, *RESULT, errors.InvalidParameter),
     },
 )
@@ -139,13 +148,31 @@ async def show_result(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The resulting NIfTI, with ETag and ranges."""
-    answer = await resultant_file(service.archive, job, resultant)
-    etag = answer.headers["etag"]
-    known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
-    if known & {etag, "*"}:
-        answer.close()
-        return Response(status_code=304, headers={**job_headers(job), "ETag": etag})
-    return answer
+    return unless_known(await resultant_file(service.archive, job, resultant), if_none_match)
+
+
+@router.get(
+    "/{job_id}/volume",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "the volume, gzipped NIfTI",
+            "content": {NIFTI: {"schema": {"type": "string", "format": "binary"}}},
+            "headers": HEADERS,
+        },
+        **_PARTS,
+        **responses(errors.JobNotFound, errors.Gone),
+    },
+)
+async def show_volume(
+    service: ServiceDep, job: JobDep, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    """The volume that was sent, in any state of the job, with ETag and ranges.
+
+    It is what the plugin gets: gzipped if it was sent plain, without the name of a file, header
+    extensions or bytes after the last voxel, and with the header put right where a warning says so.
+    """
+    return unless_known(await volume_file(service.archive, job), if_none_match)
 
 
 @router.get(

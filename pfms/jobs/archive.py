@@ -225,6 +225,26 @@ class Archive:
         written = PLUGIN.outputs.get(resultant)
         return tree.segmentation if written is None else tree.root / written
 
+    async def volume(self, job_id: str) -> BufferedReader:
+        """The volume of a job in any state, opened: what was sent, in the form the plugin gets.
+
+        Raises:
+            JobNotFound: There is no such job.
+            Gone: Its voxels were purged.
+        """
+        async with self._holds.reading(job_id):
+            job = await self.job(job_id)
+            return await asyncio.to_thread(self._open_volume, job)
+
+    def _open_volume(self, job: Job) -> BufferedReader:
+        tree = self._workspace.job(job.id)
+        try:
+            if job.purged_at:
+                raise FileNotFoundError
+            return tree.open(tree.volume, alone=True)  # the job has a copy of its own
+        except FileNotFoundError:
+            raise Gone("The volume of this job was removed.", job=job.id) from None
+
     async def preview(self, job_id: str) -> bytes:
         """A PNG: slices through the spleen with the labels drawn on them.
 
@@ -236,14 +256,8 @@ class Archive:
             return await in_thread(self._draw, job)
 
     def _draw(self, job: Job) -> bytes:
-        tree = self._workspace.job(job.id)
-        with self._open_resultant(job, "labels") as labels:
-            try:
-                volume = tree.open(tree.volume)
-            except FileNotFoundError:
-                raise Gone("The volume of this job was removed.", job=job.id) from None
-            with volume:
-                return preview.preview_png(volume, labels)
+        with self._open_resultant(job, "labels") as labels, self._open_volume(job) as volume:
+            return preview.preview_png(volume, labels)
 
     async def bundle(self, job_id: str, *, voxels: bool) -> BufferedReader:
         """A zip of the run, opened. It has no name on the disk, so it is gone when closed.

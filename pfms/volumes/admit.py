@@ -14,6 +14,7 @@ from pfms.errors import TooLarge, UnsupportedNifti
 from pfms.plugin import PLUGIN
 from pfms.storage.files import writing_atomically
 from pfms.volumes.geometry import Affine, orientation_of, spacing_of
+from pfms.volumes.gunzip import clear_names
 from pfms.volumes.memory import NO_LIMIT, RunMemory
 from pfms.volumes.place import Place, find_place
 from pfms.volumes.reader import TAIL, GzipWriter, NiftiReader
@@ -98,7 +99,8 @@ class VolumeFacts:
 def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFacts:
     """Check an upload, and put what the plugin gets at `target`: one gzipped 3-D volume.
 
-    An upload that already is one is moved there. Any other is rewritten, without its header
+    An upload that already is one is moved there, without the file name that gzip may have put into
+    it. Any other is rewritten, without its header
     extensions, with nothing after the last voxel, and with a header that makes the plugin place it
     where the client is told it lies (`place`). Memory use does not grow with the volume.
 
@@ -126,7 +128,7 @@ def admit_volume(upload: Path, target: Path, limits: VolumeLimits) -> VolumeFact
         as_it_is = as_it_is and place.corrected is None
         if as_it_is:
             least, greatest, tail = _read_voxels(source)
-            as_it_is = tail == 0
+            as_it_is = tail == 0 and clear_names(upload, source.named)
     if as_it_is:
         upload.replace(target)
     else:

@@ -6,7 +6,7 @@ thread that reads a volume does not hold up others.
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from io import BufferedReader, BufferedWriter
 from math import isfinite, prod
@@ -180,6 +180,11 @@ class NiftiReader:
         if isinstance(self._stream, GzipStream):
             seen += self._stream.stray
         return min(seen, TAIL + 1)
+
+    @property
+    def named(self) -> Sequence[int]:
+        """Where the members begin, of those read so far, whose gzip headers have a name."""
+        return self._stream.named if isinstance(self._stream, GzipStream) else ()
 
     @property
     def _members(self) -> int:
