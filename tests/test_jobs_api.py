@@ -439,6 +439,62 @@ def test_the_preview_is_a_picture(server: Server, done: dict[str, Any]) -> None:
     assert picture.std() > 5, "there is something on it"
 
 
+def test_a_preview_shows_what_is_asked_for(server: Server, done: dict[str, Any]) -> None:
+    url = f"/jobs/{done['id']}/preview.png"
+    asked: tuple[dict[str, Any], ...] = (
+        {},
+        {"plane": "axial"},
+        {"plane": "axial", "slice": 3},
+        {"plane": "sagittal"},
+        {"mosaic": 4},
+        {"plane": "coronal", "mosaic": 4},
+    )
+    seen, tags = set(), set()
+    for query in asked:
+        answer = server.http.get(url, params=query)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+        seen.add(answer.content)
+        tags.add(etag := answer.headers["ETag"])
+        same = server.http.get(url, params=query, headers={"If-None-Match": etag})
+        assert (same.status_code, same.content, same.headers["ETag"]) == (304, b"", etag)
+    assert len(seen) == len(tags) == len(asked)
+
+
+@pytest.mark.parametrize(
+    ("query", "remedy"),
+    [
+        ("plane=axial&slice=24", "numbered from 0 to 23"),
+        ("plane=coronal&slice=20", "numbered from 0 to 19"),
+        ("slice=3", "plane"),
+        ("plane=axial&slice=3&mosaic=4", "Leave out"),
+        ("plane=oblique", ""),
+        ("plane=axial&slice=-1", ""),
+        ("plane=axial&slice=x", ""),
+        ("mosaic=1", ""),
+        ("mosaic=37", ""),
+    ],
+)
+def test_a_preview_that_cannot_be_is_refused(
+    server: Server, done: dict[str, Any], query: str, remedy: str
+) -> None:
+    answer = server.http.get(f"/jobs/{done['id']}/preview.png?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid-parameter")
+    assert remedy in answer.json()["remedy"]
+    assert answer.json()["remedy"]
+
+
+def test_a_purged_job_has_no_preview_even_for_those_who_know_it(start_server: StartServer) -> None:
+    server = start_server("empty.py")
+    job_id = ended(server, submit(server))["id"]
+    url = f"/jobs/{job_id}/preview.png"
+    answer = server.http.get(url)
+    assert answer.status_code == 200, "an empty mask has a preview too"
+    server.http.delete(f"/jobs/{job_id}", params={"purge": "voxels"})
+    again = server.http.get(url, headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status_code, again.json()["code"]) == (410, "gone")
+
+
 def test_the_bundle_explains_a_run_and_with_voxels_repeats_it(
     server: Server, done: dict[str, Any], tmp_path: Path
 ) -> None:

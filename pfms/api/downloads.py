@@ -9,10 +9,12 @@ from fastapi import Response
 from fastapi.responses import FileResponse
 from starlette.types import Receive, Scope, Send
 
+from pfms import __version__
 from pfms.api.common import job_headers
 from pfms.jobs.archive import Archive
 from pfms.jobs.job import Job
 from pfms.plugin.types import Resultant
+from pfms.volumes.planes import Wanted
 
 NIFTI = "application/octet-stream"
 
@@ -83,15 +85,37 @@ async def volume_file(archive: Archive, job: Job) -> OpenedFileResponse:
 
 def _tagged(job: Job, what: str) -> dict[str, str]:
     # A file never changes once it is there, so its name is as good as its hash.
-    return {**job_headers(job), "ETag": f'"{job.id}-{what}"'}
+    tag = f'"{job.id}-{what}"'
+    return {**job_headers(job), "ETag": tag, "Cache-Control": "private, no-cache"}
+
+
+async def picture(
+    archive: Archive, job: Job, wanted: Wanted, if_none_match: str | None
+) -> Response:
+    """The preview as a PNG; it is not drawn for a client that already has it.
+
+    Raises:
+        PfmsError: There is none; `Archive.resultant` lists the causes.
+    """
+    asked = f"{wanted.plane}-{wanted.slice}-{wanted.mosaic}"
+    headers = _tagged(job, f"preview-{asked}-{__version__}")
+    if not _known(headers["ETag"], if_none_match):
+        png = await archive.preview(job.id, wanted)
+        return Response(png, media_type="image/png", headers=headers)
+    (await archive.resultant(job.id, "labels")).close()  # it could still be drawn
+    return Response(status_code=304, headers=headers)
 
 
 def unless_known(answer: OpenedFileResponse, if_none_match: str | None) -> Response:
     """The answer, or a 304 if the client already has what it would get (`If-None-Match`)."""
-    known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
-    if not known & {answer.headers["etag"], "*"}:
+    if not _known(answer.headers["etag"], if_none_match):
         return answer
     answer.close()
     own = ("content-type", "content-length", "content-disposition", "accept-ranges")
     headers = {name: value for name, value in answer.headers.items() if name not in own}
     return Response(status_code=304, headers=headers)
+
+
+def _known(etag: str, if_none_match: str | None) -> bool:
+    named = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    return bool(named & {etag, "*"})

@@ -24,6 +24,7 @@ from pfms.api.common import (
 from pfms.api.downloads import (
     NIFTI,
     OpenedFileResponse,
+    picture,
     resultant_file,
     unless_known,
     volume_file,
@@ -35,6 +36,7 @@ from pfms.jobs.events import Event
 from pfms.jobs.job import State
 from pfms.plugin.types import Resultant
 from pfms.service import Service
+from pfms.volumes.planes import MOST_SLICES, Plane, Wanted
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], dependencies=[needs("infer")])
 
@@ -179,14 +181,36 @@ async def show_volume(
     "/{job_id}/preview.png",
     response_class=Response,
     responses={
-        200: {"description": "slices through the spleen", "content": {"image/png": {}}},
-        **responses(errors.JobNotFound, *RESULT),
+        200: {
+            "description": "slices through the spleen",
+            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+            "headers": HEADERS,
+        },
+        304: _PARTS[304],
+        **responses(errors.JobNotFound, *RESULT, errors.InvalidParameter),
     },
 )
-async def show_preview(service: ServiceDep, job: JobDep) -> Response:
-    """Slices through the spleen with the labels drawn on them."""
-    image = await service.archive.preview(job.id)
-    return Response(image, media_type="image/png", headers=job_headers(job))
+async def show_preview(
+    service: ServiceDep,
+    job: JobDep,
+    plane: Annotated[Plane | None, Query(description="one plane; by default, all three")] = None,
+    slice: Annotated[
+        int | None,
+        Query(ge=0, description="its number, from inferior, posterior or the patient's left"),
+    ] = None,
+    mosaic: Annotated[
+        int | None,
+        Query(ge=2, le=MOST_SLICES, description="how many slices; axial ones without `plane`"),
+    ] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Slices through the largest part of the spleen with the labels drawn on them, with ETag.
+
+    Where no spleen was found, slices through the middle of the volume.
+    """
+    wanted = Wanted(plane, slice, mosaic)
+    wanted.check(job.volume.shape, job.volume.orientation)
+    return await picture(service.archive, job, wanted, if_none_match)
 
 
 @router.get(

@@ -38,6 +38,7 @@ from pfms.storage.inside import NotAFile
 from pfms.storage.room import Room
 from pfms.storage.workspace import JobTree, Workspace
 from pfms.volumes import preview
+from pfms.volumes.planes import Wanted
 
 _MAX_BUNDLES = 2  # at a time: each is a copy of a job on the disk
 
@@ -245,19 +246,23 @@ class Archive:
         except FileNotFoundError:
             raise Gone("The volume of this job was removed.", job=job.id) from None
 
-    async def preview(self, job_id: str) -> bytes:
+    async def preview(self, job_id: str, wanted: Wanted) -> bytes:
         """A PNG: slices through the spleen with the labels drawn on them.
+
+        Args:
+            job_id: The job.
+            wanted: Which slices; it must have been checked.
 
         Raises:
             PfmsError: As for `resultant`.
         """
         async with self._preview_slots, self._holds.reading(job_id):
             job = await self._succeeded(job_id)
-            return await in_thread(self._draw, job)
+            return await in_thread(self._draw, job, wanted)
 
-    def _draw(self, job: Job) -> bytes:
+    def _draw(self, job: Job, wanted: Wanted) -> bytes:
         with self._open_resultant(job, "labels") as labels, self._open_volume(job) as volume:
-            return preview.preview_png(volume, labels)
+            return preview.preview_png(volume, labels, wanted)
 
     async def bundle(self, job_id: str, *, voxels: bool) -> BufferedReader:
         """A zip of the run, opened. It has no name on the disk, so it is gone when closed.
