@@ -44,8 +44,8 @@ def preview_png(
         wanted: Which slices; it must have been checked.
 
     Returns:
-        A PNG, at most 1,900 pixels wide: 500 high with three planes, 820 with one, and up to 2,500
-        as a mosaic.
+        A PNG: at most 1,700 pixels wide and 520 high with three planes, 820 high with one; a mosaic
+        of many narrow slices has up to 2,300 x 2,500.
     """
     with NiftiReader(labels) as source:
         shape = source.shape[:3]
