@@ -20,16 +20,30 @@ from tests.conftest import PLUGINS, ROOT
 
 DOCKERFILE = ROOT / "Dockerfile"
 _VENV = "/opt/venv"
-# The root: mount what stands in below it, not to be changed from there, and go in.
+# The root: mount what stands in below it, not to be changed from there, and go in. With folders in
+# `writable`, the rest is read-only, and there are no rights but those of the user.
 _ENTER = """
-root=$1 folder=$2 user=$3
-shift 3
+root=$1 folder=$2 user=$3 groups=$4 writable=$5
+shift 5
+empty() { mount -t tmpfs -o mode=1777,nosuid,nodev,noexec tmpfs "$root$1"; }  # as Docker does
+if [ -n "$writable" ]; then
+    mount --bind "$root" "$root"
+    [ ! -d "$root/workspace" ] || mount --bind "$root/workspace" "$root/workspace"
+    for each in $writable; do case $each in /dev/*) ;; *) empty "$each" ;; esac; done
+fi
 while [ "$1" != -- ]; do
+    mkdir -p "$root$1"
     mount --rbind "$1" "$root$1"
     case $1 in /proc|/dev) ;; *) mount -o remount,bind,ro "$root$1" ;; esac
     shift
 done
 shift
+if [ -n "$writable" ]; then
+    for each in $writable; do case $each in /dev/*) empty "$each" ;; esac; done
+    mount -o remount,bind,ro "$root"
+    exec chroot "$root" setpriv --reuid="$user" --regid=0 --groups="$groups" --no-new-privs \
+        --inh-caps=-all --bounding-set=-all sh -c 'cd "$0" && exec "$@"' "$folder" "$@"
+fi
 exec chroot --userspec="$user:0" --groups=0 "$root" sh -c 'cd "$0" && exec "$@"' "$folder" "$@"
 """
 
@@ -79,6 +93,8 @@ class Image:
         user: Its user and group, as Docker would take them.
         command: Of a container that is given none.
         health: The command of its health check.
+        groups: Of the user, besides 0, where not all of the image is writable.
+        writable: The only folders that are, besides the workspace; empty for all of the image.
     """
 
     root: Path
@@ -89,11 +105,14 @@ class Image:
     user: str = ""
     command: list[str] = field(default_factory=list)
     health: list[str] = field(default_factory=list)
+    groups: tuple[int, ...] = ()
+    writable: tuple[str, ...] = ()
 
     def argv(self, command: list[str], user: int = 0) -> list[str]:
         """The command line that runs a command in it, to be started with `env`."""
         enter = ["unshare", "--mount", "sh", "-ec", _ENTER, "enter"]
-        where = [str(self.root), self.folder, str(user)]
+        groups = ",".join(str(group) for group in (0, *self.groups))
+        where = [str(self.root), self.folder, str(user), groups, " ".join(self.writable)]
         return [*enter, *where, *self._borrowed(), "--", *command]
 
     def run(
@@ -104,14 +123,18 @@ class Image:
             self.argv(command, user), env={**self.env, **env}, capture_output=True, text=True
         )
 
-    def build(self) -> None:
-        """Carry out the last stage."""
+    def prepare(self) -> None:
+        """Make the places of what it borrows: enough to run a program of this machine in it."""
         for path in self._borrowed():
             (self.root / path[1:]).mkdir(parents=True, exist_ok=True)
         for name in ("bin", "sbin", "lib", "lib64"):
             (self.root / name).symlink_to(f"usr/{name}")
         (self.root / "tmp").mkdir(exist_ok=True)  # what is borrowed may lie in it
         (self.root / "tmp").chmod(0o1777)
+
+    def build(self) -> None:
+        """Carry out the last stage."""
+        self.prepare()
         self.env["PYTHONPATH"] = "/srv"
         for step in stages(DOCKERFILE.read_text())[-1]:
             self._carry_out(step)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -222,7 +223,8 @@ def test_any_user_of_group_0_runs_the_image_even_after_another(built: image.Imag
 
 @needs_root
 @pytest.mark.real
-def test_the_demo_runs_in_the_image_as_a_user_without_a_name(built: image.Image) -> None:
-    done = built.run(["pfms", "demo"], A_RANDOM_USER)
+def test_the_demo_runs_in_a_read_only_image_as_a_user_without_a_name(built: image.Image) -> None:
+    strict = replace(built, writable=("/tmp", "/dev/shm"))
+    done = strict.run(["pfms", "demo"], A_RANDOM_USER)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (built.root / "workspace" / "demo" / "segmentation.nii.gz").stat().st_size
