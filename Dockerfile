@@ -26,6 +26,18 @@ COPY tools/install.py tools/
 RUN mkdir pfms && touch pfms/__init__.py README.md \
     && python tools/install.py --venv /opt/venv --extras plugin --torch-index "$TORCH_INDEX"
 
+# The manual, built by a program that the image does not keep.
+RUN /opt/venv/bin/pip install --target /opt/zensical --constraint constraints.txt zensical
+COPY README.md SECURITY.md CONTRIBUTING.md CHANGELOG.md config.env docker-compose.yml ./
+COPY bench/results/bench.png bench/results/
+COPY workspace/README.md workspace/
+COPY deploy deploy
+COPY docs docs
+COPY examples examples
+COPY tools/manual tools/manual
+COPY pfms pfms
+RUN PYTHONPATH=/opt/zensical /opt/venv/bin/python -m tools.manual
+
 
 FROM python:3.11-slim
 
@@ -52,6 +64,7 @@ COPY docker/start.sh docker/start-reload.sh docker/healthcheck.py /
 # The package's contents are at /app, where `-v $PWD/pfms:/app:ro` mounts a newer source over them;
 # Python finds them as /srv/pfms, because the environment was installed to look there.
 COPY pfms /app
+COPY --from=builder /srv/pfms/manual /app/manual
 RUN ln -s /app /srv/pfms \
     && mkdir /workspace \
     && python -m compileall -q /app \

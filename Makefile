@@ -4,6 +4,7 @@
 #   make serve       pfms serve, with the settings of config.env
 #   make test        the suite; make test-all adds the full matrix on the real plugin
 #   make lint        ruff and mypy
+#   make docs        build the manual, which the server shows at /manual
 #   make bench       measure, and write bench/results/
 #   make audit       look up every pinned version in the database of known weaknesses
 #   make demo-model  train the demo weights again (about 15 minutes)
@@ -18,9 +19,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 TORCH_INDEX ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+MANUAL := pfms/manual/index.html
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve test test-all lint audit bench demo-model another-index
+.PHONY: help install demo serve docs test test-all lint audit bench demo-model another-index
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -40,11 +42,16 @@ $(STAMP): another-index
 endif
 endif
 
-demo: $(STAMP)
+demo: $(STAMP) $(MANUAL)
 	@$(BIN)/pfms demo
 
-serve: $(STAMP)
+serve: $(STAMP) $(MANUAL)
 	@$(BIN)/pfms serve
+
+docs: $(MANUAL)
+
+$(MANUAL): $(STAMP) $(wildcard *.md */README.md docs/* tools/manual/* pfms/errors.py pfms/api/*.py)
+	@$(BIN)/python -m tools.manual
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not every"

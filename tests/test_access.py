@@ -123,12 +123,17 @@ def test_documentation_and_health_need_no_token(guarded: Guarded, path: str) -> 
     assert guarded.call("GET", path).status_code == 200
 
 
+def test_the_manual_needs_no_token(guarded: Guarded) -> None:
+    assert guarded.call("GET", "/manual").status_code == 307
+    assert guarded.call("GET", "/manual/index.html").status_code in (200, 404)  # 404: not built
+
+
 @pytest.mark.parametrize(
     "path",
     [
         *("/", "/nothing", "/api/v1/nothing", "/healthy", "/docsx", "/openapi.json.bak"),
         *("/health/../api/v1/jobs", "/health/%2e%2e/api/v1/jobs", "//api/v1/jobs", "/API/v1/jobs"),
-        *("/docs/..%2fapi/v1/jobs", "/api/v1/jobs/health", "/metricsx"),
+        *("/docs/..%2fapi/v1/jobs", "/api/v1/jobs/health", "/metricsx", "/manuals"),
     ],
 )
 def test_no_other_path_says_without_a_token_even_what_is_there(guarded: Guarded, path: str) -> None:

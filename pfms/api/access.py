@@ -18,7 +18,7 @@ from pfms.api.problems import problem_response
 from pfms.errors import ForbiddenScope, PfmsError, Unauthorized
 from pfms.settings import Settings
 
-_OPEN = ("/health", "/docs", "/openapi.json")
+_OPEN = ("/health", "/docs", "/manual", "/openapi.json")
 
 
 def authenticators_of(settings: Settings) -> tuple[Authenticator, ...]:

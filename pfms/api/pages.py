@@ -1,7 +1,7 @@
 """The documentation as web pages that load nothing from elsewhere: many hospitals are offline.
 
-`/docs` is the OpenAPI document for people, `/docs/errors` is what a problem's `type` links to,
-`/docs/try` is Swagger UI.
+They need no build, unlike the manual (manual.py), to which they link. `/docs` is the OpenAPI
+document for people, `/docs/errors` is what a problem's `type` links to, `/docs/try` is Swagger UI.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, HTMLResponse
 
+from pfms.api import manual
 from pfms.api.problems import DOCS, STATUS
 
 router = APIRouter(prefix="/docs", include_in_schema=False)
@@ -60,17 +61,21 @@ async def show_calls(request: Request) -> HTMLResponse:
         f"{_link(request, DOCS)} explains the problems, "
         f"{_link(request, '/docs/try')} (Swagger UI) calls the service from the browser.</p>"
     )
+    if manual.is_built():
+        intro += f"<p>{_link(request, '/manual/index.html')} is the manual.</p>"
     return _page("pfms: every call", [intro, *calls, "<h1>The bodies</h1>", *bodies])
 
 
 @router.get("/errors")
 async def show_errors(request: Request) -> HTMLResponse:
     """Every problem by its code: when it occurs, and what to do about it."""
+    more = f'<a href="{request.scope["root_path"]}/manual/errors.html#{{}}">In the manual</a>'
     sections = [
         _heading(kind.code, kind.code)
         + f"<p>{STATUS[kind]}: {escape(kind.title)}.</p>"
         + _text(inspect.getdoc(kind) if kind.code != "internal" else "A bug in pfms itself.")
         + f"<p><b>What to do:</b> {_marked(kind.remedy)}</p>"
+        + (more.format(kind.code) if manual.is_built() else "")
         for kind in STATUS
     ]
     intro = (
@@ -126,14 +131,14 @@ def _call(name: str, call: Mapping[str, Any]) -> str:
     takes = [
         (
             f"{parameter['name']} ({parameter['in']})",
-            _type(parameter["schema"]) + (", required" if parameter["required"] else ""),
+            type_in_words(parameter["schema"]) + (", required" if parameter["required"] else ""),
             parameter.get("description", ""),
         )
         for parameter in call.get("parameters", [])
     ]
     for kind, content in call.get("requestBody", {}).get("content", {}).items():
         takes += [
-            (f"{field} (field of {kind})", _type(schema), schema.get("description", ""))
+            (f"{field} (field of {kind})", type_in_words(schema), schema.get("description", ""))
             for field, schema in content["schema"]["properties"].items()
         ]
     answers = [
@@ -146,23 +151,23 @@ def _call(name: str, call: Mapping[str, Any]) -> str:
 
 def _content(content: tuple[str, Mapping[str, Any]]) -> str:
     kind, body = content
-    name = _type(body.get("schema", {}))
+    name = type_in_words(body.get("schema", {}))
     return kind if name in ("", "string (binary)") else f"{kind}: {name}"
 
 
 def _fields(body: Mapping[str, Any]) -> str:
     return _table(
-        (name, _type(schema), schema.get("description", ""))
+        (name, type_in_words(schema), schema.get("description", ""))
         for name, schema in body["properties"].items()
     )
 
 
-def _type(schema: Mapping[str, Any]) -> str:
+def type_in_words(schema: Mapping[str, Any]) -> str:
     """The type that a schema describes, in words; its name if it is one of the bodies."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "anyOf" in schema:
-        return " or ".join(_type(one) for one in schema["anyOf"])
+        return " or ".join(type_in_words(one) for one in schema["anyOf"])
     if "enum" in schema or "const" in schema:
         text = " | ".join(map(str, schema.get("enum", [schema.get("const")])))
     else:
@@ -170,7 +175,7 @@ def _type(schema: Mapping[str, Any]) -> str:
     if "format" in schema:
         text += f" ({schema['format']})"
     if isinstance(schema.get("items"), dict):
-        text += f" of {_type(schema['items'])}"
+        text += f" of {type_in_words(schema['items'])}"
     return f"{text}; default {schema['default']}" if schema.get("default") else text
 
 
