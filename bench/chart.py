@@ -14,7 +14,10 @@ from bench import on_device, stage_timer
 from bench.figures import number
 from bench.machine import machine_line
 
-_WAYS = {"bare": "#8b949e", "fresh": "#58a6ff", "warm": "#2da44e", "network alone": "#d4a72c"}
+_WAYS = {
+    **{"bare": "#8b949e", "fresh": "#58a6ff", "warm": "#2da44e", "network alone": "#d4a72c"},
+    **{"fork": "#2da44e", "kept": "#8250df"},  # a process for each run, or for many
+}
 _MET, _MISSED = "#2da44e", "#cf222e"
 _LEAST_LABELLED = 0.03  # of the longest run
 
@@ -31,7 +34,7 @@ def draw(results: Path) -> None:
         for unit in ("/s", "MB"):
             if bars := {f["name"]: f["value"] for f in figures if f["unit"] == unit}:
                 parts.append((0.5 + 0.3 * len(bars), partial(_draw_bars, bars, unit)))
-        device = next((f["note"] for f in figures if f["name"] == on_device.DEVICE), "")
+        device = next((f["note"] for f in figures if f["name"] == on_device.FIRST_CALL), "")
         _save(parts, f"{device}, {machine_line(gpu['machine'])}", results / "gpu.png")
     judged = [
         (f"{name}: {figure['name']}", figure)
@@ -143,7 +146,8 @@ def _draw_stages(names: Sequence[str], runs: dict[str, dict[str, float]], axes: 
 
 def _draw_bars(bars: dict[str, float], unit: str, axes: Any) -> None:
     drawn = axes.barh(list(bars), list(bars.values()), color=_WAYS["warm"])
-    axes.bar_label(drawn, [f"{number(value)} {unit}" for value in bars.values()], fontsize=8)
+    labels = [f"{number(value)} {unit}" for value in bars.values()]
+    axes.bar_label(drawn, labels, padding=3, fontsize=8)
     _plain(axes)
 
 

@@ -1,4 +1,8 @@
-"""A GPU: its start, transfers and network, every way in turn, and slots with their memory."""
+"""A GPU: its start, transfers and network, every way in turn, and slots with their memory.
+
+`fork` is the warm executor as it is by default, with a process for each run; `kept` is the same
+with `PFMS_RUNS_PER_PROCESS`, so that a process keeps the device for the slot's next run.
+"""
 
 import contextlib
 import json
@@ -26,7 +30,7 @@ from bench.load import (
     serving,
     work_through,
 )
-from bench.on_device import DEVICE, STAGES
+from bench.on_device import DEVICE, FIRST_CALL, STAGES
 from bench.volumes import clinical, content, phantom_3mm, real_ct, there_is_a_real_ct
 from pfms.executors.devices import driver_gpus, torch_cuda_version
 from pfms.plugin import PLUGIN
@@ -67,7 +71,7 @@ def measure_on(
         ]
         starts += [report["runs"][0]["stages"][DEVICE]["seconds"] for report in reports]
         yield from _of_profiles(name, reports)
-    yield Figure(DEVICE, median(starts), "s", note=reports[0]["device"])
+    yield Figure(FIRST_CALL, median(starts), "s", note=reports[0]["device"])
     for name, volume in volumes.items():
         yield from _every_way(device, task, name, volume)
     for count in slots:
@@ -137,6 +141,8 @@ def _every_way(device: str, task: Task, name: str, volume: bytes) -> Iterator[Fi
             voxels["bare"].add(labels_checksum(tree / PLUGIN.outputs["onehot"]))
             discard(tree)
             for way, server in servers.items():
+                if way == "kept":  # its process may have waited for too long, or is the first one
+                    infer_once(server, volume)
                 took, checksum, _job = infer_once(server, volume)
                 seconds[way].append(took)
                 voxels[way].add(checksum)
@@ -147,11 +153,17 @@ def _every_way(device: str, task: Task, name: str, volume: bytes) -> Iterator[Fi
     for way in servers:
         yield Figure(f"{name}, {way} against bare", took_by[way] / took_by["bare"], "x")
     note = "of " + ", ".join(f"{way} {len(found)}" for way, found in voxels.items())
+    shared = servers["kept"].log.read_text().count(_IN_THE_SAME_PROCESS)
+    yield Figure(f"{name}, kept, runs in the process of another", shared, at_least=times)
     different = len(set().union(*voxels.values()))
     yield Figure(f"{name}, different label maps", different, at_most=1, note=note)
 
 
-_WAYS: dict[str, dict[str, Any]] = {"warm": {"executor": "warm"}}
+_WAYS: dict[str, dict[str, Any]] = {
+    "fork": {"executor": "warm"},
+    "kept": {"executor": "warm", "runs_per_process": 1000},
+}
+_IN_THE_SAME_PROCESS = " of its process\n"  # ends a line of the server's log
 
 
 # --- slots ---------------------------------------------------------------------------------------
@@ -172,13 +184,13 @@ def _with_slots(
             with _peak_of(partial(used, pid)) as peak:
                 work_through(server, volume, slots, slots)
                 rate = jobs / work_through(server, volume, jobs, slots + 2)
+            waiting = used(pid) - before
         yield Figure(f"{way}, {slots} slot{s}", rate, "/s", note=f"{jobs} jobs")
-        yield Figure(
-            f"{way}, {slots} slot{s}, memory of each",
-            (peak() - before) / slots / MIB,
-            "MB",
-            note="of the device" if device != "cpu" else "of the machine (PSS)",
-        )
+        note = "of the device" if device != "cpu" else "of the machine (PSS)"
+        most, name = peak() - before, f"{way}, {slots} slot{s}, memory of each"
+        yield Figure(name, most / slots / MIB, "MB", note=note)
+        if way == "kept":
+            yield Figure(f"{name} while it waits", waiting / slots / MIB, "MB", note=note)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from pfms.plugin.command import resolve_command
 from pfms.programs import warm_plugin
 
 DEVICE = "start of the device"
+FIRST_CALL = "first call of the device in a forked process"
 TO_DEVICE, FROM_DEVICE = "to the device", "from the device"
 _FORWARD = "network: forward"
 _NETWORK = stage_timer.STAGES.index("network")

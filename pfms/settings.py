@@ -40,6 +40,7 @@ class Settings(BaseSettings):
     adaptations_off: Annotated[tuple[str, ...], NoDecode] = ()
     devices: str = Field("auto", min_length=1)
     jobs_per_device: int = Field(1, ge=1)
+    runs_per_process: int = Field(1, ge=1)
 
     queue_limit: int = Field(1000, ge=1)
     max_jobs_per_caller: int = Field(0, ge=0)

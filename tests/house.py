@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,15 +31,18 @@ class House:
         path.write_text(text)
         return resolve_command(str(path))
 
-    def warm(self, command: PluginCommand, environment: dict[str, str] | None = None) -> Executor:
-        executor = WarmExecutor(command, environment or {}, self.mark, pause_seconds=0.05)
+    def warm(
+        self, command: PluginCommand, environment: dict[str, str] | None = None, **options: Any
+    ) -> Executor:
+        options = {"pause_seconds": 0.05, **options}
+        executor = WarmExecutor(command, environment or {}, self.mark, **options)
         self.executors.append(executor)
         return executor
 
     async def warmed(
-        self, command: PluginCommand, environment: dict[str, str] | None = None
+        self, command: PluginCommand, environment: dict[str, str] | None = None, **options: Any
     ) -> Executor:
-        executor = self.warm(command, environment)
+        executor = self.warm(command, environment, **options)
         await executor.start()
         return executor
 
@@ -55,6 +59,8 @@ class House:
             log=root / "plugin.log",
             time_limit=60,
             grace=0.3,
+            slot="cpu/0",
+            kind="of-this-house",
         )
 
     async def run(

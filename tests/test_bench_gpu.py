@@ -39,11 +39,14 @@ def test_all_that_it_measures_on_a_gpu_it_can_measure_on_the_cpu(tmp_path: Path)
         timed = {stage for stage in on_device.STAGES if f"small, {which}, {stage}" in found}
         assert timed >= {"weights", "network", "network: forward", "write"}
         assert on_device.TO_DEVICE not in timed, "nothing has to move"
-    for way in ("bare", "warm"):
+    for way in ("bare", "fork", "kept"):
         assert found[f"small, {way}"] > 0
     assert found["small, different label maps"] == 1
-    assert found["warm, 2 slots"] > 0
-    assert found["warm, 2 slots, memory of each"] > 100
+    assert found["small, kept, runs in the process of another"] >= 1
+    for way in ("fork", "kept"):
+        assert found[f"{way}, 2 slots"] > 0
+        assert found[f"{way}, 2 slots, memory of each"] > 100
+    assert found["kept, 2 slots, memory of each while it waits"] > 0
 
     result = {"machine": machine(), "figures": [figure.to_dict() for figure in figures]}
     (tmp_path / "gpu.json").write_text(json.dumps(result))

@@ -33,6 +33,9 @@ EXECUTORS: dict[str, Callable[[PluginCommand], Executor]] = {
     "warm": lambda command: WarmExecutor(
         command, PLUGIN.environment(), workspace_mark="of-this-test"
     ),
+    "kept": lambda command: WarmExecutor(
+        command, PLUGIN.environment(), workspace_mark="of-this-test", runs_per_process=3
+    ),
 }
 
 pytestmark = pytest.mark.anyio
@@ -72,6 +75,8 @@ class Bench:
                 log=self.log,
                 time_limit=time_limit,
                 grace=GRACE,
+                slot="cpu/0",
+                kind="of-this-test",
             )
             return await executor.run(run, on_progress)
         finally:

@@ -55,6 +55,21 @@ async def test_a_script_ends_as_it_does_in_a_fresh_process(house: House, text: s
     assert warm[1] == fresh[1]
 
 
+@pytest.mark.parametrize("text", ENDS.values(), ids=ENDS)
+async def test_it_also_does_so_in_a_process_that_may_stay(house: House, text: str) -> None:
+    command = house.script(text)
+    fresh = await house.run(FreshExecutor(), command)
+    executor = await house.warmed(command, runs_per_process=3)
+    for _ in range(2):
+        end, log = await house.run(executor, command)
+        assert (end.code, end.signal, end.ended_by) == (
+            fresh[0].code,
+            fresh[0].signal,
+            fresh[0].ended_by,
+        )
+        assert log == fresh[1]
+
+
 async def test_a_run_has_the_environment_of_a_fresh_process(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:

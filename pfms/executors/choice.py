@@ -31,6 +31,7 @@ def make_executor(settings: Settings, command: PluginCommand, metrics: Metrics) 
                 run_environment(settings, workspace, settings.devices),
                 workspace.mark,
                 without=settings.adaptations_off,
+                runs_per_process=settings.runs_per_process,
                 on_restart=metrics.parent_restarts,
             )
         log.warning("%s: each run starts a fresh process (PFMS_EXECUTOR=fresh)", why_not)

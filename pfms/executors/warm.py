@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 _START_SECONDS = 180.0  # for importing the plugin; it usually takes 5 to 10, more from a cold disk
 _MAX_FAILED_STARTS = 3  # in a row, after which runs no longer wait
 _MAX_PAUSE_SECONDS = 60.0  # seconds between failed starts
+_IDLE_SECONDS = 30.0  # for which a process that may stay keeps its memory, also that of a GPU
 _END_GRACE_SECONDS = 2.0  # for the children of a parent whose server has died
 
 _WARMING = Missing("warming", "the plugin is being started; jobs are accepted and wait")
@@ -45,6 +46,9 @@ class WarmExecutor:
             it, because some of it is read only once; a run's differences are set in its child.
         workspace_mark: As for `FreshExecutor`.
         without: Names of adaptations to leave out.
+        runs_per_process: How many runs of the same slot and kind may follow each other in one
+            process; 1 forks a process for each.
+        idle_seconds: For how long a process waits for its next run.
         on_restart: Called whenever the parent has to be started again, with the reason.
         pause_seconds: The pause after a failed start; doubled after each further failure.
     """
@@ -58,6 +62,8 @@ class WarmExecutor:
         workspace_mark: str = "",
         *,
         without: Sequence[str] = (),
+        runs_per_process: int = 1,
+        idle_seconds: float = _IDLE_SECONDS,
         on_restart: Callable[[RestartReason], None] | None = None,
         pause_seconds: float = 1.0,
     ) -> None:
@@ -74,6 +80,7 @@ class WarmExecutor:
             "grace": _END_GRACE_SECONDS,
             "adaptations": [step.name for step in adaptations(without)],
         }
+        self._stay = {"runs": runs_per_process, "seconds": idle_seconds}
         self._on_restart = on_restart or (lambda reason: None)
         self._pause_seconds = pause_seconds
         self._parent: WarmParent | None = None
@@ -108,9 +115,14 @@ class WarmExecutor:
             return PluginExit(None, None, waited, "not-started", self._failure)
         argv = list(run.argv[1:] if self._command.kind == "script" else run.argv)
         stages = Stages(on_progress)
+        stay = None
+        if self._stay["runs"] > 1 and run.slot:
+            stay = {**self._stay, "slot": run.slot, "kind": run.kind}
         async with keeping_output(run.log, run.max_log_bytes, stages.read) as output:
             return await run_child(
-                parent.fork(run, argv, {**run.environment, **self._marks}, output, stages.report),
+                parent.fork(
+                    run, argv, {**run.environment, **self._marks}, output, stages.report, stay
+                ),
                 job=run.job,
                 command=self._command.argv[-1],
                 cwd=run.root,

@@ -40,12 +40,14 @@ class ParentFailed(Exception):
 class ForkedChild:
     """A run's process, as `run.RunChild`."""
 
-    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, job: str, on_progress: Callable[[Progress], None]) -> None:
         loop = asyncio.get_running_loop()
+        self.job = job
         self.pid = 0
         self.returncode: int | None = None
         self.peak_memory: int | None = None
         self.alone = False
+        self.never_began = False
         self.started: asyncio.Future[OSError | None] = loop.create_future()
         self.on_progress = on_progress
         self._ended: asyncio.Future[int] = loop.create_future()
@@ -64,6 +66,7 @@ class ForkedChild:
         self.alone = alone
         self._ended.set_result(returncode)
         if not self.started.done():
+            self.never_began = True
             self.started.set_result(None)
 
     def set_lost(self) -> None:
@@ -182,6 +185,7 @@ class WarmParent:
         environment: Mapping[str, str],
         output: int,
         on_progress: Callable[[Progress], None],
+        stay: Mapping[str, Any] | None = None,
     ) -> RunChild | OSError:
         """Begin a run; returns its process, or the error that prevented it.
 
@@ -191,6 +195,7 @@ class WarmParent:
             environment: What to set on top of `child_environment`.
             output: The descriptor for its stdout and stderr, of which it gets a copy.
             on_progress: Called with the progress that the run itself reports.
+            stay: Whether its process may stay for others: see `warm_kept.py`.
 
         Raises:
             ChildLost: The parent is gone.
@@ -201,11 +206,12 @@ class WarmParent:
             "argv": argv,
             "cwd": str(run.root),
             "memory": run.max_memory,
+            "stay": stay,
             "environment": self._environment_changes(
                 child_environment({**environment, JOB_MARK: run.job})
             ),
         }
-        child = ForkedChild(on_progress)
+        child = ForkedChild(run.job, on_progress)
         try:
             if self.gone.done():
                 raise ChildLost(_LOST)
@@ -223,6 +229,8 @@ class WarmParent:
             log.error("the warm parent does not answer and is ended")
             await self.close(0)
             raise ChildLost(_LOST) from None
+        if child.never_began and stay is not None:  # it was handed to a process that had just died
+            return await self.fork(run, argv, environment, output, on_progress)
         return error_or_none or child
 
     def _environment_changes(self, whole: Mapping[str, str]) -> dict[str, str | None]:
@@ -250,6 +258,15 @@ class WarmParent:
         elif "finished" in message:
             child = self._children[message["finished"]]
             child.set_ended(child.pid, message["code"], message["peak"], alone=True)
+            if message["left"]:
+                log.info(
+                    "job %s left %s: its process takes no other run", child.job, message["left"]
+                )
+        elif "kept" in message:
+            child = self._forget(message["kept"])
+            child.set_ended(child.pid, 0, message["peak"], alone=True)
+            if message["turn"] > 1:
+                log.info("job %s was run %d of its process", child.job, message["turn"])
         elif "refused" in message:
             number = message["errno"]
             error = OSError(number, os.strerror(number), message["path"])

@@ -1,5 +1,6 @@
 """One attempt to run a job: how the plugin is called, and how its result is judged. Blocking."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -10,6 +11,7 @@ from pfms.executors.environment import run_environment
 from pfms.jobs.belongings import Belongings
 from pfms.jobs.job import FileFacts, Job, PluginUsed, RunFacts, Segmentation
 from pfms.jobs.own_weights import put_back
+from pfms.jobs.queue import Slot
 from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, versions
 from pfms.plugin.types import PluginExit, PluginRun, Resultant
@@ -41,7 +43,7 @@ class Attempt:
         self._touched: str | None = None
         self._disk_full = False
 
-    def prepare(self, device: str, executor: str) -> tuple[PluginRun, RunFacts]:
+    def prepare(self, slot: Slot, executor: str) -> tuple[PluginRun, RunFacts]:
         """Clear what an earlier attempt left, write `command.sh`, and describe the run.
 
         Raises:
@@ -49,6 +51,7 @@ class Attempt:
             PluginFailed: The volume is gone, or the weights are gone or have changed.
         """
         self._check_inputs()
+        device = slot.device
         environment = run_environment(self._settings, self._workspace, device)
         traced = {"TRACEPARENT": self._job.traceparent} if self._job.traceparent else {}
         run = PluginRun(
@@ -61,6 +64,9 @@ class Attempt:
             grace=self._settings.grace_seconds,
             max_log_bytes=self._settings.max_log_bytes,
             max_memory=self._settings.max_run_memory,
+            slot=f"{device}/{slot.index}",
+            # What a run leaves in its process reaches no other owner, and no other weights.
+            kind=json.dumps([self._job.owner, self._job.model.sha256]),
         )
         with reporting_full_disk():
             self._tree.clear_run()

@@ -164,7 +164,7 @@ class Runs:
             PfmsError: There is no result; the kind of error says why.
         """
         attempt = Attempt(self._settings, self._command, self._workspace, active.job)
-        run, facts = await asyncio.to_thread(attempt.prepare, slot.device, self._executor.name)
+        run, facts = await asyncio.to_thread(attempt.prepare, slot, self._executor.name)
         await self._change(active, lambda job: job.started(facts))
         active.started = time.monotonic()
         active.shares = self.estimates.shares(active.job.model.modelID)

@@ -43,6 +43,8 @@ class PluginRun:
         log: The file that stdout and stderr are appended to.
         max_log_bytes: Of more than this, the log keeps the head and the tail.
         max_memory: Bytes for each of its processes; 0 sets no limit.
+        slot: The place that it runs in; one run at a time is in it. Empty if it has none.
+        kind: Runs of the same kind may follow each other in one process, if the executor does that.
         time_limit: Seconds from the start, after which the run is ended.
         grace: Seconds between TERM and KILL.
     """
@@ -56,6 +58,8 @@ class PluginRun:
     grace: float
     max_log_bytes: int = 16 << 20
     max_memory: int = 0
+    slot: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True)
