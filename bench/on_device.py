@@ -111,7 +111,7 @@ def main(root: str, device: str, runs: str) -> None:
     """Load, fork, run, report."""
     command = resolve_command(PLUGIN.name)
     names = [step.name for step in ADAPTATIONS]
-    call = warm_plugin.load({"entry_point": command.entry_point, "adaptations": names})
+    call, _ = warm_plugin.load({"entry_point": command.entry_point, "adaptations": names})
     if pid := os.fork():
         os.waitpid(pid, 0)
         return

@@ -151,7 +151,7 @@ def main(root: str, device: str, *adaptations: str) -> None:
     """Load, fork, run, report."""
     command = resolve_command(PLUGIN.name)
     order = {"entry_point": command.entry_point, "adaptations": adaptations}
-    call = warm_plugin.load(order)
+    call, _ = warm_plugin.load(order)
     watch = Stopwatch()
     put_around(watch)
     if pid := os.fork():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -220,6 +221,23 @@ class TestWithThePlugin:
         report = await self.told_by(tmp_path, PLUGIN.environment())
         assert report["imported"] == []
 
+    async def test_every_function_that_an_adaptation_replaces_is_replaced_in_a_run(
+        self, tmp_path: Path
+    ) -> None:
+        report = await self.told_by(tmp_path, PLUGIN.environment())
+        assert set(report["defined in"]) == {"warm_adaptations.py", "warm_volumes.py"}
+
+    async def test_a_library_that_is_missing_is_logged_and_the_plugins_own_steps_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "numba.py").write_text("raise ImportError('there is no numba')")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        report = await self.told_by(tmp_path, PLUGIN.environment())
+        (warning,) = [r.getMessage() for r in caplog.records if "lacks" in r.getMessage()]
+        for name in ("read-as-float32", "sample-by-rows", "one-hot-in-one-pass"):
+            assert f"{name} (there is no numba)" in warning
+        assert "array.py" in report["defined in"]
+
     async def test_the_parent_has_no_thread_and_a_run_has_the_threads_of_its_slot(
         self, tmp_path: Path
     ) -> None:
@@ -232,6 +250,14 @@ class TestWithThePlugin:
     REPORTS = """
 import spleenseg.spleenseg as plugin
 import json, os, sys, threading, torch
+import monai.data.image_reader as reader, monai.transforms.io.array as files
+import monai.transforms.post.array as post, monai.transforms.spatial.functional as spatial
+import spleenseg.plotting.plotting as plotting
+replaced = (
+    torch.argmax, torch.utils.data.DataLoader.__init__, files.LoadImage.__init__,
+    reader.NibabelReader._get_array_data, spatial.AffineTransform.forward,
+    post.AsDiscrete.__call__, files.SaveImage.__call__, plotting.plot_infer,
+)
 before = set(sys.modules)
 plugin.main()
 threads = []
@@ -242,6 +268,7 @@ with open("report.json", "w") as file:
     json.dump({
         "imported": sorted(set(sys.modules) - before),
         "threads of the parent": len(os.listdir(f"/proc/{os.getppid()}/task")),
+        "defined in": [os.path.basename(each.__code__.co_filename) for each in replaced],
         "torch": torch.get_num_threads(),
         "torch in a thread": threads[0],
     }, file)
@@ -249,7 +276,7 @@ with open("report.json", "w") as file:
 
     async def told_by(
         self, folder: Path, parent: dict[str, str], of_the_run: dict[str, str] | None = None
-    ) -> dict[str, object]:
+    ) -> dict[str, Any]:
         script = folder / "reports.py"
         script.write_text(self.REPORTS)
         command = resolve_command(str(script))
@@ -261,7 +288,7 @@ with open("report.json", "w") as file:
             await outputs(executor, run)
         finally:
             await executor.close()
-        report: dict[str, object] = json.loads((run.root / "report.json").read_text())
+        report: dict[str, Any] = json.loads((run.root / "report.json").read_text())
         return report
 
     def test_nothing_that_the_parent_imports_asks_for_cuda(self) -> None:

@@ -105,7 +105,9 @@ READING = """
 import nibabel as nib, numpy as np
 from monai.transforms import LoadImage
 from monai.data.image_reader import NibabelReader
-from pfms.programs import warm_kernels, warm_volumes
+from pfms.programs import warm_volumes
+
+warm_kernels = warm_volumes.compiled_loops()
 
 numbers = np.random.default_rng(1).normal(0, 3000, (37, 70, 33))
 files = []
@@ -147,7 +149,9 @@ LABELS = """
 import nibabel as nib, numpy as np, torch
 from monai.data import MetaTensor
 from monai.transforms import AsDiscrete, SaveImage
-from pfms.programs import warm_kernels, warm_volumes
+from pfms.programs import warm_volumes
+
+warm_kernels = warm_volumes.compiled_loops()
 
 calls = []
 compiled = warm_kernels.one_hot_of_largest

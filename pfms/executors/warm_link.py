@@ -169,6 +169,12 @@ class WarmParent:
             raise ParentFailed(f"the plugin was not imported in {seconds:.0f} seconds") from None
         if "failed" in answer:
             raise ParentFailed(answer["failed"])
+        if answer["lacking"]:
+            log.warning(
+                "runs are slower and need more memory than they could, because the plugin's Python "
+                "lacks what these adaptations need: %s",
+                ", ".join(answer["lacking"]),
+            )
         times = await asyncio.to_thread(_mtimes, answer["watch"])
         # What changed during the import may have been imported in its old form: forget its time, so
         # that it counts as changed.

@@ -39,11 +39,20 @@ _IMPORTED_BY_A_RUN = (
 )
 
 
-def adapt(names: Collection[str]) -> None:
-    """Make the adaptations of these names; those that only set the environment have no function."""
+def adapt(names: Collection[str]) -> list[str]:
+    """Make the adaptations of these names; those that only set the environment have no function.
+
+    Returns:
+        For each that needs a library which the plugin's environment lacks: its name, and the error.
+    """
+    lacking = []
     for name in names:
         if name in ADAPTATIONS:
-            ADAPTATIONS[name]()
+            try:
+                ADAPTATIONS[name]()
+            except ImportError as error:
+                lacking.append(f"{name} ({error})")
+    return lacking
 
 
 def preload() -> None:
@@ -77,10 +86,7 @@ def no_workers() -> None:
 
 def igzip() -> None:
     """Make gzip use ISA-L to unpack, and to pack at the level that nibabel asks for."""
-    try:
-        from isal import isal_zlib
-    except ImportError:
-        return
+    from isal import isal_zlib
 
     def compressobj(level: int = -1, *rest: Any) -> Any:
         return (isal_zlib if level == 1 else zlib).compressobj(level, *rest)

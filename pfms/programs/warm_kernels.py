@@ -1,7 +1,8 @@
 """Compiled loops over voxels, for the adaptations.
 
-Part of the program `warm_parent.py`: imports nothing of pfms. Importing it compiles the loops,
-which takes seconds. They release the GIL, so that `in_slabs` can use all cores of a run.
+Part of the program `warm_parent.py`: imports nothing of pfms. The first import compiles the loops,
+which takes seconds; numba keeps the result in a `__pycache__`, as Python does. They release the
+GIL, so that `in_slabs` can use all cores of a run.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,6 +45,18 @@ def in_slabs(
             tell(after, count)
 
 
+def _compiled(signatures: Any, **options: Any) -> Callable[[Any], Any]:
+    """Compile a function for these types of its arguments."""
+
+    def compile_it(function: Callable[..., None]) -> Any:
+        try:
+            return njit(signatures, nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # there is no folder in which it may keep the result
+            return njit(signatures, nogil=True, **options)(function)
+
+    return compile_it
+
+
 # --- sampling ------------------------------------------------------------------------------------
 # As torch's `grid_sampler` on a CPU (bilinear, padding "border", align_corners=False, float64): the
 # products and sums are rounded in its order, from its 0.0 on. The axes of a volume are called
@@ -55,11 +68,10 @@ _Indices = types.int64[::1]
 _Weights = types.float64[::1]
 
 
-@njit(
+@_compiled(
     types.void(_Volume, *(_Indices, _Weights, _Weights) * 3, _Scores, types.int64, types.int64),
-    nogil=True,
     error_model="numpy",
-)  # type: ignore[untyped-decorator]
+)
 def sample_aligned(
     volume: Array,
     x0s: Array,
@@ -148,11 +160,10 @@ def _place(x: float, y: float, z: float, row: Array, size: int) -> float:
     return inside
 
 
-@njit(
+@_compiled(
     types.void(_Volume, types.float64[:, ::1], *(_Weights,) * 3, _Scores, types.int64, types.int64),
-    nogil=True,
     error_model="numpy",
-)  # type: ignore[untyped-decorator]
+)
 def sample_oblique(
     volume: Array,
     theta: Array,
@@ -212,12 +223,11 @@ def sample_oblique(
 TILE = 32  # voxels along each side of a tile, so that its rows and its columns stay in the cache
 
 
-@njit(
+@_compiled(
     types.void(
         types.Array(types.float32, 4, "C", readonly=True), _Scores, types.int64, types.int64
     ),
-    nogil=True,
-)  # type: ignore[untyped-decorator]
+)
 def one_hot_of_largest(scores: Array, out: Array, first: int, after: int) -> None:
     """What `one_hot(argmax(scores))` has: 1 in the channel with the largest score, elsewhere 0.
 
@@ -281,7 +291,7 @@ def _as_float32(source: Array, out: Array, first: int, after: int) -> None:
 # The types that CTs have, from a scanner or after scaling.
 FLOAT32_FROM = (np.int16, np.uint16, np.float32, np.float64)
 
-as_float32 = njit(
+as_float32 = _compiled(
     [
         types.void(
             types.Array(from_dtype(np.dtype(item)), 3, "C", readonly=True),
@@ -290,5 +300,4 @@ as_float32 = njit(
         )
         for item in FLOAT32_FROM
     ],
-    nogil=True,
 )(_as_float32)

@@ -6,7 +6,7 @@ so that parent and children can all send), with one JSON object per packet:
     to it    {entry_point, script, package, adaptations, grace}   once, at the start
              {run, job, argv, cwd, environment, memory, stay}   and with it the log's descriptor;
                                              `stay` is null, or as in `warm_kept.py`
-    from it  {ready, watch} or {failed}; then for each run, by its number
+    from it  {ready, watch, lacking} or {failed}; then for each run, by its number
              {started, pid}                  from the child, once it leads its own session
              {progress, stage, done, total}  from the child
              {finished, code, peak, left}    from the child, when it has only to exit; `left` is
@@ -158,7 +158,8 @@ def main() -> None:
         return
     adopts = family.adopt_orphans()
     try:
-        parent = Parent(link, warm_plugin.load(order), order["grace"], adopts)
+        call, lacking = warm_plugin.load(order)
+        parent = Parent(link, call, order["grace"], adopts)
     except BaseException as error:
         traceback.print_exc()
         last = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
@@ -168,7 +169,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
     gc.collect()
     gc.freeze()  # so that garbage collection in the children leaves our pages shared
-    link.send({"ready": True, "watch": warm_plugin.watched(order["package"])})
+    watch = warm_plugin.watched(order["package"])
+    link.send({"ready": True, "watch": watch, "lacking": lacking})
     parent.serve()
 
 

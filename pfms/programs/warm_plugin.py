@@ -23,15 +23,19 @@ else:
 Message = dict[str, Any]
 
 
-def load(order: Message) -> Callable[[], object]:
-    """Import the plugin and what its runs will import; returns the function that a run calls."""
+def load(order: Message) -> tuple[Callable[[], object], list[str]]:
+    """Import the plugin and what its runs will import, and adapt it.
+
+    Returns:
+        The function that a run calls, and what `warm_adaptations.adapt` lacks.
+    """
     call = entry_point(order["entry_point"]) if order["entry_point"] else script(order["script"])
     warm_progress.watch()  # before a step is put into a thread of its own
-    warm_adaptations.adapt(order["adaptations"])
+    lacking = warm_adaptations.adapt(order["adaptations"])
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         raise RuntimeError("importing the plugin starts CUDA: only PFMS_EXECUTOR=fresh can run it")
-    return call
+    return call, lacking
 
 
 def entry_point(name: str) -> Callable[[], object]:

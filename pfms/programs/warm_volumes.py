@@ -7,9 +7,11 @@ of the plugin by one that calls the original wherever it does not apply.
 import contextlib
 import functools
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +25,26 @@ else:
 Tensor = Any
 Function = Callable[..., Any]
 
+_KERNELS = Path(__file__).with_name("warm_kernels.py")
 
-def _kernels() -> ModuleType | None:
-    """The compiled loops; None if the plugin's environment lacks numba."""
-    name = "warm_kernels"
-    with contextlib.suppress(ImportError):
-        return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
-    return None
+
+@functools.cache
+def compiled_loops() -> ModuleType:
+    """The compiled loops; raises ImportError if the plugin's environment lacks numba.
+
+    By its path, since the plugin must not find our modules by name. While numba compiles, or loads
+    what it kept, it looks for the module by its name.
+    """
+    spec = importlib.util.spec_from_file_location(_KERNELS.stem, _KERNELS)
+    assert spec is not None  # noqa: S101 - Python can load a .py file
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
+    return module
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -42,8 +57,9 @@ def read_as_float32() -> None:
     """
     loaders: Any = sys.modules.get("monai.transforms.io.array")
     readers: Any = sys.modules.get("monai.data.image_reader")
-    if loaders is None or readers is None or (kernels := _kernels()) is None:
+    if loaders is None or readers is None:
         return
+    kernels = compiled_loops()
     torch: Any = sys.modules["torch"]
     own_init: Function = loaders.LoadImage.__init__
     own_get: Function = readers.NibabelReader._get_array_data
@@ -86,8 +102,9 @@ def sample_by_rows() -> None:
     they are needed, and the result is float32, to which MONAI converts it anyway.
     """
     functional: Any = sys.modules.get("monai.transforms.spatial.functional")
-    if functional is None or (kernels := _kernels()) is None:
+    if functional is None:
         return
+    kernels = compiled_loops()
     torch: Any = sys.modules["torch"]
     normalised: Function = importlib.import_module("monai.networks.utils").to_norm_affine
 
@@ -173,8 +190,9 @@ def one_hot_in_one_pass() -> None:
     """
     post: Any = sys.modules.get("monai.transforms.post.array")
     writers: Any = sys.modules.get("monai.data.image_writer")
-    if post is None or writers is None or (kernels := _kernels()) is None:
+    if post is None or writers is None:
         return
+    kernels = compiled_loops()
     torch: Any = sys.modules["torch"]
     own_call: Function = post.AsDiscrete.__call__
     own_create: Function = writers.ImageWriter.create_backend_obj.__func__
