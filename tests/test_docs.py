@@ -13,6 +13,7 @@ from pfms.api.problems import STATUS
 from pfms.cli import app
 from pfms.settings import Settings, load_settings
 from tests.conftest import ROOT, Server
+from tests.examples import BLOCK, MARK
 
 DOCS = ROOT / "docs"
 API = (DOCS / "api.md").read_text()
@@ -71,6 +72,8 @@ def test_help_answers(command: list[str]) -> None:
     assert "Usage" in subprocess.run(line, capture_output=True, text=True, check=True).stdout
 
 
+# Their headings come from the code when the manual is built; tests/test_manual.py checks these.
+MADE = ("errors.md", "reference.md")
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md"), *ROOT.glob("[ew]*/README.md")]
 
 
@@ -79,8 +82,17 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
     for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page.read_text()):
         file = page.parent / target if target else page
         assert file.exists(), target
+        if anchor and file.name in MADE:
+            continue
         headings = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE) if anchor else []
         assert not anchor or anchor in [each.lower().replace(" ", "-") for each in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_example_says_whether_it_runs(page: Path) -> None:
+    """`<!-- run -->` in the line before it (tests/test_examples.py), or `<!-- not run: WHY -->`."""
+    for block in BLOCK.finditer(page.read_text()):
+        assert MARK.fullmatch(block["before"]), block["code"]
 
 
 def test_every_make_target_in_the_documentation_exists() -> None:

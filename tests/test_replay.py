@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pfms.processes.marks import find_marked
+from tests import examples
 from tests.command import finish, pfms, running
 from tests.conftest import Server, StartServer, eventually, image_of, nifti_bytes
 
@@ -176,3 +177,9 @@ def test_the_real_plugin_gives_the_same_voxels_again(real_server: Server, tmp_pa
     folder = job_of(real_server, content=nifti_bytes((40, 40, 30)))
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     assert json.loads(pfms("replay", copy, "--json", cwd=tmp_path).stdout)["same"]
+
+
+@pytest.mark.real
+def test_the_examples_of_debugging_a_run_work(real_server: Server, tmp_path: Path) -> None:
+    done = examples.run(examples.script(examples.blocks(examples.REAL)), real_server, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -22,6 +22,7 @@ _ALSO = {
     "infer": "--fail-with-body -F file=@ct.nii.gz -o spleen.nii.gz",
     "follow_job": "--no-buffer",
     "show_result": "--fail-with-body -o spleen.nii.gz",
+    "show_volume": "--fail-with-body -o ct.nii.gz",
     "show_preview": "--fail-with-body -o preview.png",
     "show_bundle": "--fail-with-body -o bundle.zip",
 }
