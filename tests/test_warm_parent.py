@@ -78,6 +78,20 @@ async def test_runs_wait_while_the_plugin_is_imported_and_can_be_cancelled(
     assert executor.missing() is None
 
 
+@pytest.mark.timeout(30)
+async def test_a_watched_path_that_does_not_exist_does_not_hold_the_server(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's Python names folders of packages that do not exist."""
+    command, _ = the_plugin(
+        house,
+        monkeypatch,
+        "import os, time\ntime.sleep(2)\nos.unlink(__file__)\ndef main():\n    print('ran')",
+    )
+    executor = await house.warmed(command)
+    assert (await house.run(executor, command))[1] == "ran\n"
+
+
 async def test_a_run_whose_parent_dies_is_lost_without_a_trace_and_the_next_gets_another_parent(
     house: House,
 ) -> None:

@@ -178,8 +178,10 @@ class WarmParent:
         times = await asyncio.to_thread(_mtimes, answer["watch"])
         # What changed during the import may have been imported in its old form: forget its time, so
         # that it counts as changed.
-        late = range(int(begun * 1e9), time.time_ns())
-        self._watched = {path: None if at in late else at for path, at in times.items()}
+        since, now = int(begun * 1e9), time.time_ns()
+        self._watched = {
+            path: None if at is None or since <= at <= now else at for path, at in times.items()
+        }
         self._memory = await asyncio.to_thread(self._memory_now)
 
     # --- running -------------------------------------------------------------------------------
