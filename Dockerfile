@@ -24,7 +24,7 @@ WORKDIR /srv
 COPY pyproject.toml constraints.txt ./
 COPY tools/install.py tools/
 RUN mkdir pfms && touch pfms/__init__.py README.md \
-    && python tools/install.py --venv /opt/venv --extras plugin --torch-index "$TORCH_INDEX"
+    && python tools/install.py --venv /opt/venv --extras server,plugin --torch-index "$TORCH_INDEX"
 
 # The manual, built by a program that the image does not keep.
 RUN /opt/venv/bin/pip install --target /opt/zensical --constraint constraints.txt zensical

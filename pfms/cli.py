@@ -120,6 +120,12 @@ def main() -> None:
     except StartError as error:
         typer.echo(error.line, err=True)
         raise SystemExit(2) from None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "pfms":
+            raise
+        remedy = "Install what a server needs: pip install 'pfms[server]'."
+        typer.echo(f"pfms: {error.name} is not installed. {remedy}", err=True)
+        raise SystemExit(2) from None
     except OSError as error:
         name = f" ({error.filename})" if error.filename else ""
         typer.echo(f"pfms: {error.strerror or error}{name}.", err=True)

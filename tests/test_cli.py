@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pfms.client.client import PfmsClient
-from pfms.client.transport import Update
+from pfms.client.client import Client
+from pfms.client.updates import Update
 from pfms.commands.infer import _cancelled
 from tests.command import COMMAND, environment, finish, pfms, running
 from tests.conftest import ROOT, Server, StartServer, eventually, nifti_bytes
@@ -223,7 +223,7 @@ def test_ctrl_c_cancels_the_run_and_says_so(start_server: StartServer, folder: P
 def test_ctrl_c_while_the_result_is_checked_cancels_the_job_too(start_server: StartServer) -> None:
     server = start_server("hangs.py")
     job_id = server.submit()
-    with PfmsClient(server.url) as client:
+    with Client(server.url) as client:
         said, _ = _cancelled(client, Update("checking", 10, 100, job_id))
     assert said == f"interrupted: job {job_id} is cancelled"
     assert server.ended(job_id)["state"] == "cancelled"

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pfms.client.client import PfmsClient
-from pfms.client.transport import PfmsProblem, Unreachable, Update
+from pfms.client.client import Client
+from pfms.client.problems import PfmsProblem, Unreachable
+from pfms.client.updates import Update
 from tests.command import COMMAND, environment
 from tests.conftest import (
     PLUGINS,
@@ -31,8 +32,8 @@ WEIGHTS = ROOT / "examples" / "demo_model.pth"
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[PfmsClient]:
-    with PfmsClient(server.url) as one:
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.url) as one:
         yield one
 
 
@@ -47,7 +48,7 @@ def volume(tmp_path: Path) -> Path:
 
 
 def test_a_volume_comes_back_segmented(
-    client: PfmsClient, server: Server, volume: Path, tmp_path: Path
+    client: Client, server: Server, volume: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "out.nii.gz"
     job = client.infer(volume, "demo", target)
@@ -59,7 +60,7 @@ def test_a_volume_comes_back_segmented(
 
 @pytest.mark.parametrize("resultant", ["onehot", "logits"])
 def test_another_resultant_can_be_asked_for(
-    client: PfmsClient, server: Server, volume: Path, tmp_path: Path, resultant: str
+    client: Client, server: Server, volume: Path, tmp_path: Path, resultant: str
 ) -> None:
     target = tmp_path / "out.nii.gz"
     job = client.infer(volume, "demo", target, resultant=resultant)
@@ -81,7 +82,7 @@ def test_its_progress_is_reported_stage_by_stage(
             if update.stage == stage:
                 (server.job_folders()[0] / file).touch()
 
-    with PfmsClient(server.url) as client:
+    with Client(server.url) as client:
         client.infer(volume, "demo", tmp_path / "out.nii.gz", on_update=let_on)
     stages = list(dict.fromkeys(update.stage for update in updates if update.job))
     seen = [stage for stage in stages if stage not in ("writing", "checking")]  # they are short
@@ -100,7 +101,7 @@ def test_a_failed_run_is_reported_with_its_cause_and_job(
     start_server: StartServer, volume: Path, tmp_path: Path
 ) -> None:
     server = start_server("exit3.py")
-    with PfmsClient(server.url) as client, pytest.raises(PfmsProblem) as told:
+    with Client(server.url) as client, pytest.raises(PfmsProblem) as told:
         client.infer(volume, "demo", tmp_path / "out.nii.gz")
     assert (told.value.code, told.value.status) == ("plugin-failed", None)
     assert told.value.job == server.job_folders()[0].name
@@ -108,7 +109,7 @@ def test_a_failed_run_is_reported_with_its_cause_and_job(
 
 
 def test_an_unknown_model_is_refused_before_the_volume_is_sent(
-    client: PfmsClient, volume: Path, tmp_path: Path
+    client: Client, volume: Path, tmp_path: Path
 ) -> None:
     updates: list[Update] = []
     with pytest.raises(PfmsProblem) as told:
@@ -138,7 +139,7 @@ def test_a_run_is_waited_for_through_a_crash_of_the_server(tmp_path: Path, volum
 
     loading = threading.Event()
     first = serve()
-    with PfmsClient(f"http://127.0.0.1:{port}") as client, ThreadPoolExecutor(1) as thread:
+    with Client(f"http://127.0.0.1:{port}") as client, ThreadPoolExecutor(1) as thread:
         ending = thread.submit(
             client.infer,
             volume,
@@ -174,25 +175,9 @@ def test_a_server_without_jobs_is_waited_for_as_it_blocks(volume: Path, tmp_path
             request.say(b'{"detail": "Not Found"}', 404)
 
     target = tmp_path / "out.nii.gz"
-    with small_server(answer) as url, PfmsClient(url) as client:
+    with small_server(answer) as url, Client(url) as client:
         assert client.infer(volume, "demo", target) is None
     assert target.read_bytes() == b"a volume"
-
-
-def test_a_request_that_broke_is_not_sent_again(volume: Path, tmp_path: Path) -> None:
-    posts = []
-
-    def answer(request: Answers) -> None:
-        if request.command == "POST":
-            posts.append(request.headers["Idempotency-Key"])
-            request.skip_body()
-            request.connection.shutdown(socket.SHUT_RDWR)
-        else:
-            request.say(b'{"modelID": "demo"}')
-
-    with small_server(answer) as url, PfmsClient(url) as client, pytest.raises(Unreachable):
-        client.infer(volume, "demo", tmp_path / "out.nii.gz")
-    assert len(posts) == 1
 
 
 def test_an_upload_is_read_piece_by_piece_and_nameless(tmp_path: Path) -> None:
@@ -205,7 +190,7 @@ def test_an_upload_is_read_piece_by_piece_and_nameless(tmp_path: Path) -> None:
     weights = tmp_path / "Jane Doe.pth"
     with weights.open("wb") as file:
         os.truncate(file.fileno(), 64 << 20)
-    with small_server(answer) as url, PfmsClient(url) as client:
+    with small_server(answer) as url, Client(url) as client:
         tracemalloc.start()
         client.upload_model(weights, "big")
         peak = tracemalloc.get_traced_memory()[1]
@@ -230,7 +215,7 @@ def test_a_download_that_breaks_is_fetched_again_whole(tmp_path: Path) -> None:
             request.say(b"the whole")
 
     target = tmp_path / "out.nii.gz"
-    with small_server(answer) as url, PfmsClient(url) as client:
+    with small_server(answer) as url, Client(url) as client:
         client.save_result("a-job", target)
     assert len(asked) == 2
     assert target.read_bytes() == b"the whole"
@@ -241,7 +226,7 @@ def test_a_server_that_stays_away_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with (
-        PfmsClient(f"127.0.0.1:{port}", retry_seconds=0) as client,
+        Client(f"127.0.0.1:{port}", retry_seconds=0) as client,
         pytest.raises(Unreachable) as told,
     ):
         client.wait("a-job")
@@ -251,7 +236,7 @@ def test_a_server_that_stays_away_is_given_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b'{"other": 1}'])
 def test_a_server_that_is_not_pfms_is_recognised(content: bytes) -> None:
-    with small_server(lambda request: request.say(content)) as url, PfmsClient(url) as client:
+    with small_server(lambda request: request.say(content)) as url, Client(url) as client:
         with pytest.raises(PfmsProblem) as told:
             client.models()
         assert told.value.code == "not-pfms"
@@ -260,7 +245,7 @@ def test_a_server_that_is_not_pfms_is_recognised(content: bytes) -> None:
 def test_a_refusal_in_other_words_keeps_them() -> None:
     with (
         small_server(lambda request: request.say(b"Bad\nGateway", 502)) as url,
-        PfmsClient(url) as client,
+        Client(url) as client,
         pytest.raises(PfmsProblem) as told,
     ):
         client.models()
@@ -274,7 +259,7 @@ def test_a_long_list_of_jobs_is_fetched_page_by_page() -> None:
         jobs = [{"id": "c"}] if last else [{"id": "a"}, {"id": "b"}]
         request.say(json.dumps({"jobs": jobs, "next": None if last else "more"}).encode())
 
-    with small_server(answer) as url, PfmsClient(url) as client:
+    with small_server(answer) as url, Client(url) as client:
         assert [job["id"] for job in client.jobs(limit=10)] == ["a", "b", "c"]
         assert [job["id"] for job in client.jobs(limit=2)] == ["a", "b"]
 
@@ -282,7 +267,7 @@ def test_a_long_list_of_jobs_is_fetched_page_by_page() -> None:
 # --- models and jobs -----------------------------------------------------------------------
 
 
-def test_weights_are_stored_shown_and_removed(client: PfmsClient) -> None:
+def test_weights_are_stored_shown_and_removed(client: Client) -> None:
     stored = client.upload_model(WEIGHTS, "mine")
     assert stored["modelID"] == "mine"
     assert "mine" in client.models()
@@ -294,7 +279,7 @@ def test_weights_are_stored_shown_and_removed(client: PfmsClient) -> None:
 def test_a_job_is_followed_cancelled_and_removed(start_server: StartServer) -> None:
     server = start_server("hangs.py")
     job_id = server.submit()
-    with PfmsClient(server.url) as client, ThreadPoolExecutor(1) as thread:
+    with Client(server.url) as client, ThreadPoolExecutor(1) as thread:
         log = thread.submit(lambda: b"".join(client.log(job_id, follow=True)))
         events = client.events(job_id)
         first = next(events)
@@ -309,7 +294,7 @@ def test_a_job_is_followed_cancelled_and_removed(start_server: StartServer) -> N
         assert client.jobs() == []
 
 
-def test_voxels_are_purged_and_the_record_stays(client: PfmsClient, server: Server) -> None:
+def test_voxels_are_purged_and_the_record_stays(client: Client, server: Server) -> None:
     job_id = server.ended(server.submit(nifti_bytes(seed=7)))["id"]
     client.remove_job(job_id, purge_voxels=True)
     assert client.job(job_id)["purged_at"]
@@ -318,7 +303,7 @@ def test_voxels_are_purged_and_the_record_stays(client: PfmsClient, server: Serv
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../../about"])
-def test_an_id_never_leads_to_another_path(client: PfmsClient, name: str) -> None:
+def test_an_id_never_leads_to_another_path(client: Client, name: str) -> None:
     for call in (client.model, client.job, client.remove_model, client.remove_job, client.cancel):
         with pytest.raises(PfmsProblem) as told:
             call(name)
@@ -335,18 +320,18 @@ def test_an_id_never_leads_to_another_path(client: PfmsClient, name: str) -> Non
     ],
 )
 def test_a_server_may_be_named_in_several_ways(typed: str, url: str) -> None:
-    with PfmsClient(typed) as client:
+    with Client(typed) as client:
         assert client.url == url
 
 
 @pytest.mark.parametrize("typed", ["", "ftp://host", "http://", "http://host:port"])
 def test_what_is_not_a_url_is_a_value_error(typed: str) -> None:
     with pytest.raises(ValueError, match="URL"):
-        PfmsClient(typed)
+        Client(typed)
 
 
 def test_a_proxy_from_the_environment_is_not_used_for_this_machine(server: Server) -> None:
-    code = "import sys; from pfms.client import PfmsClient; print(PfmsClient(sys.argv[1]).models())"
+    code = "import sys; from pfms.client import Client; print(Client(sys.argv[1]).models())"
     proxied = environment() | {
         "HTTP_PROXY": "http://127.0.0.1:9",
         "http_proxy": "http://127.0.0.1:9",

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pfms.client import BearerToken, PfmsClient, PfmsProblem
+from pfms.client import BearerToken, Client, PfmsProblem
 from tests.command import pfms
 from tests.conftest import nifti_bytes
 from tests.small_server import Answers, small_server
@@ -150,7 +150,7 @@ def test_nothing_follows_a_redirect_to_another_server(
     done = pfms(*LIST, cwd=home, server=asked.url, code=2)
     assert "307" in done.stderr
     with (
-        PfmsClient(asked.url, auth=BearerToken("secret")) as client,
+        Client(asked.url, auth=BearerToken("secret")) as client,
         pytest.raises(PfmsProblem),
     ):
         client.infer(home / "named", "demo", home / "out")

@@ -19,7 +19,7 @@ import pytest
 import trustme
 import yaml  # type: ignore[import-untyped]
 
-from pfms.client import BearerToken, PfmsClient, Update
+from pfms.client import BearerToken, Client, Update
 from pfms.settings import Settings
 from tests import image, tokens
 from tests.conftest import PLUGINS, ROOT, Server, eventually, image_of, nifti_bytes, seed_model
@@ -211,7 +211,7 @@ def test_a_volume_goes_through_the_proxy_and_its_events_come_back(
         if update.stage == "loading" and update.job:
             let_end(deployed.server, update.job)
 
-    with PfmsClient(deployed.url, ca=deployed.ca, auth=BearerToken(deployed.token)) as client:
+    with Client(deployed.url, ca=deployed.ca, auth=BearerToken(deployed.token)) as client:
         client.infer(volume, "demo", target, on_update=saw)
 
     assert image_of(target.read_bytes()).shape == (128, 128, 40)

@@ -85,7 +85,7 @@ def test_the_image_is_installed_by_the_step_that_make_takes() -> None:
     [step] = [s.rest for s in builder if s.word == "RUN" and "tools/install.py" in s.rest]
     line = step[step.index("tools/install.py") :]
     options = install.arguments().parse_args(shlex.split(line)[1:])
-    assert options.extras == "plugin"  # no development tools
+    assert options.extras == "server,plugin"  # no development tools
     assert options.venv == Path("/opt/venv")
     assert "tools/install.py --torch-index" in read("Makefile")
 

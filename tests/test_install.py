@@ -40,7 +40,7 @@ def pins() -> dict[str, dict[str, str]]:
 def installed() -> dict[str, str]:
     """The versions of all that pfms and the plugin ask for, directly or by another."""
     # spleenseg is installed without what its metadata requires.
-    todo = [("pfms", frozenset({"plugin", "dev", "docs"})), ("spleenseg", frozenset())]
+    todo = [("pfms", frozenset({"server", "plugin", "dev", "docs"})), ("spleenseg", frozenset())]
     seen: dict[tuple[str, frozenset[str]], str] = {}
     while todo:
         name, extras = asked = todo.pop()

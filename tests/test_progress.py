@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from examples.phantoms import make_phantom
-from pfms.client.transport import Update
+from pfms.client.updates import Update
 from pfms.commands.progress import Bar, words
 from pfms.jobs.estimates import DEFAULT_SHARES, Estimates, Shares
 from pfms.plugin.types import STAGES, Progress

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from pfms.client import PfmsClient, Update
+from pfms.client import Client, Update
 from tests.conftest import ROOT, Server, eventually, image_of, nifti_bytes, seed_model, start
 from tests.test_server import let_end
 from tests.wire import FORM, Wire
@@ -153,7 +153,7 @@ def test_a_client_gets_its_result_and_sees_on_the_way_what_happens(
         if update.stage == "loading" and update.job:
             let_end(proxied.server, update.job)
 
-    with PfmsClient(proxied.url) as client:
+    with Client(proxied.url) as client:
         client.infer(volume, "demo", target, on_update=saw)
         assert client.models() == ["demo"]
 

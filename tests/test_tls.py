@@ -15,8 +15,8 @@ import pytest
 import trustme
 
 from pfms.api.tls import Certificate
-from pfms.client.client import PfmsClient
-from pfms.client.transport import Unreachable
+from pfms.client.client import Client
+from pfms.client.problems import Unreachable
 from pfms.errors import StartError
 from pfms.settings import load_settings
 from tests.command import pfms
@@ -109,7 +109,7 @@ def test_a_volume_is_sent_and_segmented(
     volume, target = tmp_path / "ct.nii.gz", tmp_path / "out.nii.gz"
     volume.write_bytes(nifti_bytes())
 
-    with PfmsClient(server.url, ca=pair.ca) as client:
+    with Client(server.url, ca=pair.ca) as client:
         job = client.infer(volume, "demo", target)
 
     assert job
@@ -163,7 +163,7 @@ def test_a_command_trusts_the_file_it_is_given_or_what_the_system_trusts(
 
 def test_a_client_says_when_the_server_does_not_speak_tls(server: Server) -> None:
     url = server.url.replace("http:", "https:")
-    with PfmsClient(url, retry_seconds=0) as client, pytest.raises(Unreachable) as told:
+    with Client(url, retry_seconds=0) as client, pytest.raises(Unreachable) as told:
         client.models()
     assert "http://" in told.value.remedy
 

@@ -1,64 +1,42 @@
-"""The HTTP client that the command line uses, and other programs can use.
+"""The client.
 
-::
-
-    with PfmsClient("http://127.0.0.1:2024") as client:
-        client.upload_model(Path("model.pth"), "mine")
-        client.infer(Path("CT.nii.gz"), "mine", Path("CT-spleen.nii.gz"))
-
-Only calls that change nothing are ever repeated, so that nothing is done twice.
+Made from `client.py` by `python -m tools.blocking_client`: change that one.
 """
 
 import json
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
-from pfms.client.transport import (
-    CONNECT_SECONDS,
-    ClientError,
-    Json,
-    OnUpdate,
-    PfmsProblem,
-    Transport,
-    Unreachable,
-    Update,
-    quoted,
-    tell,
-)
-
-__all__ = ["ClientError", "JobEvent", "Json", "PfmsClient", "PfmsProblem", "Unreachable", "Update"]
-
-ENDED = frozenset({"succeeded", "failed", "cancelled"})
+from pfms.client.address import quoted
+from pfms.client.problems import ClientError, Json, PfmsProblem, is_away, is_busy, problem_of
+from pfms.client.transport import CONNECT_SECONDS, Transport
+from pfms.client.updates import ENDED, JobEvent, OnUpdate, Update, tell, update_of
+from pfms.client.volumes import Segmentation, Sendable, Volume
 
 _SILENCE_SECONDS = 40  # of an event stream; its heartbeat comes every 15
 _PAUSE_SECONDS = 0.5  # between two reads of a growing log, or two attempts to follow a job
 
 
-@dataclass(frozen=True)
-class JobEvent:
-    """One event of a job: `kind` is `state` or `progress`, `n` grows."""
-
-    n: int
-    kind: str
-    data: Json
-
-
-class PfmsClient:
+class Client:
     """Talks to one server.
+
+    `segment`, `infer`, `submit`, `wait`, `result` and `save_result` go on through cut connections,
+    a restart of the server, and its asking to try again later. A volume is sent again under the
+    same Idempotency-Key, so it is never run twice. Every other call is made once.
 
     Args:
         url: Of the server, with or without `/api/v1`.
         timeout: Seconds without a byte after which an ordinary call fails; None waits forever.
             What may take long (the check of an upload, a run) has no timeout.
-        retry_seconds: How long to keep asking for a job while the server is away, as during a
-            restart.
+        retry_seconds: How long to go on while the server is away, as during a restart. One that
+            has never answered this client is not waited for.
+        busy_seconds: How long to go on while the server answers 429 or 503 with `Retry-After`.
         ca: Certificates of authorities, in PEM, to trust instead of those that the system trusts.
         auth: Such as `BearerToken("...")` of `pfms.client`.
 
@@ -68,14 +46,15 @@ class PfmsClient:
 
     def __init__(
         self,
-        url: str,
+        url: str = "http://127.0.0.1:2024",
         timeout: float | None = 60,
         retry_seconds: float = 60,
         *,
+        busy_seconds: float = 600,
         ca: Path | None = None,
         auth: httpx.Auth | None = None,
     ) -> None:
-        self._http = Transport(url, timeout, retry_seconds, ca, auth)
+        self._http = Transport(url, timeout, retry_seconds, busy_seconds, ca, auth)
         self.url = self._http.url
 
     def __enter__(self) -> Self:
@@ -92,7 +71,8 @@ class PfmsClient:
 
     def models(self) -> list[str]:
         """The model IDs, sorted."""
-        models: list[str] = self._http.get("/spleenseg/modelpth/", "models")["models"]
+        answer = self._http.get("/spleenseg/modelpth/", "models")
+        models: list[str] = answer["models"]
         return models
 
     def model(self, model_id: str) -> Json:
@@ -101,8 +81,8 @@ class PfmsClient:
 
     def upload_model(self, path: Path, model_id: str, on_update: OnUpdate | None = None) -> Json:
         """Store weights under a model ID, replacing any model with that ID."""
-        params = {"modelID": model_id}
-        with self._http.upload("/spleenseg/modelpth/", path, on_update, params=params) as response:
+        to, params = "/spleenseg/modelpth/", {"modelID": model_id}
+        with self._http.upload(to, path.open("rb"), on_update, params=params) as response:
             return self._http.json(response, "modelID")
 
     def remove_model(self, model_id: str) -> None:
@@ -111,59 +91,137 @@ class PfmsClient:
 
     # --- a run -----------------------------------------------------------------------------
 
-    def infer(
+    def segment(
         self,
-        volume: Path,
-        model_id: str,
-        target: Path,
+        volume: Volume,
+        model: str,
         *,
         resultant: str = "labels",
+        key: str | None = None,
         on_update: OnUpdate | None = None,
-    ) -> Json | None:
-        """Send a volume, wait for its segmentation and save it.
+    ) -> Segmentation:
+        """Send a volume, wait for its segmentation and return it.
 
         Args:
-            volume: NIfTI, plain or gzipped.
-            model_id: Of a model on the server.
-            target: Appears once complete; an existing file is replaced.
+            volume: The path of a NIfTI file, its bytes (plain or gzipped), or an image of nibabel.
+            model: ID of a model on the server.
             resultant: `labels`, `onehot` or `logits`.
+            key: The Idempotency-Key, 1 to 255 characters: a later call with the same volume, model
+                and key joins the job of the first. By default each call has a key of its own.
             on_update: Called with the progress. Once there is a job, it runs on whatever happens
                 here; `cancel` ends it.
-
-        Returns:
-            The job as it ended; None from a server that keeps no jobs.
 
         Raises:
             PfmsProblem: It was refused, or the run failed.
             Unreachable: The server does not answer, or stopped answering.
         """
-        self._check_model(model_id)
-        request: dict[str, Any] = {
-            "params": {"modelID": model_id, "resultant": resultant},
-            "headers": {"Prefer": "respond-async", "Idempotency-Key": f'"{uuid.uuid4()}"'},
-        }
-        path = "/spleenseg/NIfTIinference/"
-        with self._http.upload(path, volume, on_update, **request) as response:
-            if response.status_code != 202:  # it does not know the preference, and has blocked
-                self._http.save(response, target, None, on_update)
-                job_id = response.headers.get("X-Pfms-Job")
-                return self.job(job_id) if job_id else None
-            job_id = self._http.json(response, "id")["id"]
-        tell(on_update, Update("waiting", job=job_id))
-        job = self.wait(job_id, on_update)
-        if job["error"] is not None:
-            error = job["error"]
-            raise PfmsProblem(error["code"], error["detail"], error["remedy"], None, job_id)
-        self.save_result(job_id, target, resultant, on_update)
+        job, content = self._run(volume, model, None, resultant, key, on_update)
+        return Segmentation(content, job)
+
+    def infer(
+        self,
+        volume: Volume,
+        model: str,
+        target: Path,
+        *,
+        resultant: str = "labels",
+        key: str | None = None,
+        on_update: OnUpdate | None = None,
+    ) -> Json | None:
+        """Like `segment`, but the result goes to `target`, however large it is.
+
+        That file appears once complete; an existing one is replaced.
+
+        Returns:
+            The job as it ended; None from a server that keeps no jobs.
+        """
+        job, _ = self._run(volume, model, target, resultant, key, on_update)
         return job
 
-    def _check_model(self, model_id: str) -> None:
-        """Fail before a large upload, not after it."""
+    def submit(
+        self,
+        volume: Volume,
+        model: str,
+        *,
+        resultant: str = "labels",
+        key: str | None = None,
+        on_update: OnUpdate | None = None,
+    ) -> Json:
+        """Send a volume, and return its job without waiting for it; `segment` says the rest."""
+        job = self._submit(volume, model, None, resultant, key, on_update)
+        if isinstance(job, bytes):
+            raise PfmsProblem("not-pfms", f"the server at {self.url} keeps no jobs", "Use infer.")
+        return job
+
+    def _run(
+        self,
+        volume: Volume,
+        model: str,
+        target: Path | None,
+        resultant: str,
+        key: str | None,
+        on_update: OnUpdate | None,
+    ) -> tuple[Json | None, bytes]:
+        """The job as it ended, if there is one, and its result, as `_take` returns it."""
+        job = self._submit(volume, model, target, resultant, key, on_update)
+        if isinstance(job, bytes):
+            return None, job
+        tell(on_update, Update("waiting", job=job["id"]))
+        job = self.wait(job["id"], on_update)
+        if job["error"] is not None:
+            raise problem_of(job)
+        return job, self._fetch(job["id"], target, resultant, on_update)
+
+    def _submit(
+        self,
+        volume: Volume,
+        model: str,
+        target: Path | None,
+        resultant: str,
+        key: str | None,
+        on_update: OnUpdate | None,
+    ) -> Json | bytes:
+        """The job of a volume; from a server that keeps no jobs, its result."""
+        keeps_jobs = self._http.retried(lambda: self._check_model(model))
+        sendable = Sendable(volume)
+        request: dict[str, Any] = {
+            "params": {"modelID": model, "resultant": resultant},
+            "headers": {"Prefer": "respond-async", "Idempotency-Key": f'"{key or uuid.uuid4()}"'},
+        }
+
+        def send() -> str | bytes:
+            path = "/spleenseg/NIfTIinference/"
+            with self._http.upload(path, sendable.open(), on_update, **request) as response:
+                if response.status_code == 202:
+                    accepted = self._http.json(response, "id")
+                    return str(accepted["id"])
+                joined = response.headers.get("X-Pfms-Job")
+                if joined is not None:  # the key's job, which has ended
+                    return str(joined)
+                return self._take(response, None, target, on_update)  # it has blocked
+
+        try:
+            # A server that keeps no jobs would run it again.
+            found = self._http.retried(send) if keeps_jobs else send()
+        except PfmsProblem as problem:
+            if problem.job is None or problem.code == "idempotency-mismatch":
+                raise
+            found = problem.job  # the key's job, which has ended without a result
+        if isinstance(found, bytes):
+            return found
+        job_id = found
+        return self._http.retried(lambda: self.job(job_id))
+
+    def _check_model(self, model_id: str) -> bool:
+        """Fail before a large upload, not after it. False from servers without this call."""
         try:
             self.model(model_id)
         except PfmsProblem as problem:
-            if problem.code in ("model-not-found", "invalid-model-id") or problem.status == 401:
-                raise  # other servers may not have this call
+            known = problem.code in ("model-not-found", "invalid-model-id")
+            if known or problem.status == 401 or is_away(problem) or is_busy(problem):
+                raise
+            return not problem.code.startswith(("http-", "not-pfms"))
+        return True
 
     def wait(self, job_id: str, on_update: OnUpdate | None = None) -> Json:
         """Wait for a job's end, even if the server restarts meanwhile."""
@@ -172,16 +230,27 @@ class PfmsClient:
             job = self._http.retried(lambda: self.job(job_id))
             if job["state"] in ENDED:
                 return job
-            tell(on_update, _update_of(job))
+            tell(on_update, update_of(job))
             # A stream may break, or end because the server stops: then ask for the job again.
-            with suppress(Unreachable):
-                for event in self.events(job_id, after):
-                    after = event.n if event else after
-                    job = self.job(job_id)
-                    if job["state"] in ENDED:
-                        return job
-                    tell(on_update, _update_of(job))
+            try:
+                with closing(self.events(job_id, after)) as events:
+                    for event in events:
+                        after = event.n if event else after
+                        job = self.job(job_id)
+                        if job["state"] in ENDED:
+                            return job
+                        tell(on_update, update_of(job))
+            except ClientError as error:
+                if not is_away(error) and not is_busy(error):
+                    raise
             time.sleep(_PAUSE_SECONDS)
+
+    def result(
+        self, job_id: str, resultant: str = "labels", on_update: OnUpdate | None = None
+    ) -> Segmentation:
+        """What a job that succeeded has made."""
+        content = self._fetch(job_id, None, resultant, on_update)
+        return Segmentation(content, self._http.retried(lambda: self.job(job_id)))
 
     def save_result(
         self,
@@ -191,13 +260,31 @@ class PfmsClient:
         on_update: OnUpdate | None = None,
     ) -> None:
         """Download a job's result; `target` appears once complete."""
+        self._fetch(job_id, target, resultant, on_update)
 
-        def download() -> None:
+    def _fetch(
+        self, job_id: str, target: Path | None, resultant: str, on_update: OnUpdate | None
+    ) -> bytes:
+        def download() -> bytes:
             path, params = f"/jobs/{quoted(job_id)}/result", {"resultant": resultant}
             with self._http.stream("GET", path, params=params) as response:
-                self._http.save(response, target, job_id, on_update)
+                return self._take(response, job_id, target, on_update)
 
-        self._http.retried(download)
+        return self._http.retried(download)
+
+    def _take(
+        self,
+        response: httpx.Response,
+        job_id: str | None,
+        target: Path | None,
+        on_update: OnUpdate | None,
+    ) -> bytes:
+        """The result in a response; nothing if it has been saved to `target`."""
+        if target is not None:
+            self._http.save(response, target, job_id, on_update)
+            return b""
+        pieces = self._http.pieces(response, job_id, on_update)
+        return b"".join(pieces)
 
     # --- jobs ------------------------------------------------------------------------------
 
@@ -221,7 +308,7 @@ class PfmsClient:
         """Everything that is known about a job."""
         return self._http.get(f"/jobs/{quoted(job_id)}", "state")
 
-    def events(self, job_id: str, after: int = 0) -> Iterator[JobEvent | None]:
+    def events(self, job_id: str, after: int = 0) -> Generator[JobEvent | None, None, None]:
         """A job's events after number `after`, and those to come; None is a heartbeat.
 
         The stream ends when the job ends, or before that when the server stops.
@@ -246,7 +333,7 @@ class PfmsClient:
         """What the plugin has printed so far, in pieces; with `follow`, until the job has ended."""
         seen = 0
         while True:
-            ended = not follow or self.job(job_id)["state"] in ENDED
+            ended = not follow or (self.job(job_id))["state"] in ENDED
             position = 0
             with self._http.stream("GET", f"/jobs/{quoted(job_id)}/log") as response:
                 for chunk in response.iter_bytes():
@@ -263,21 +350,20 @@ class PfmsClient:
 
     def preview(self, job_id: str) -> bytes:
         """A PNG: slices through the spleen with the labels drawn on them."""
-        return self._http.call("GET", f"/jobs/{quoted(job_id)}/preview.png").content
+        answer = self._http.call("GET", f"/jobs/{quoted(job_id)}/preview.png")
+        return answer.content
 
     def cancel(self, job_id: str) -> Json:
         """Cancel a job."""
         answer = self._http.call("POST", f"/jobs/{quoted(job_id)}/cancel")
         return self._http.json(answer, "state")
 
+    def rerun(self, job_id: str) -> Json:
+        """Run a job again: a new job with the same volume, weights and options."""
+        answer = self._http.call("POST", f"/jobs/{quoted(job_id)}/rerun")
+        return self._http.json(answer, "state")
+
     def remove_job(self, job_id: str, *, purge_voxels: bool = False) -> None:
         """Remove an ended job; with `purge_voxels`, only its volumes and weights."""
         params = {"purge": "voxels"} if purge_voxels else {}
         self._http.call("DELETE", f"/jobs/{quoted(job_id)}", params=params)
-
-
-def _update_of(job: Json) -> Update:
-    progress = job["progress"]
-    names = ("stage", "done", "total", "elapsed", "expected", "fraction")
-    known = {name: progress.get(name) for name in names}
-    return Update(**known, job=job["id"], place=job["place"])

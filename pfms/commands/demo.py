@@ -28,7 +28,7 @@ def demo(
     ] = False,
 ) -> None:
     """Segment a phantom with the real plugin behind a real server, step by step."""
-    from pfms.client.transport import ClientError
+    from pfms.client.problems import ClientError
     from pfms.commands.progress import display
     from pfms.local.demo import EXAMPLES, SEED, DemoFailed, this_command, what_next
     from pfms.local.demo import demo as run

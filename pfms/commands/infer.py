@@ -19,8 +19,9 @@ from pfms.commands.output import (
 )
 
 if TYPE_CHECKING:
-    from pfms.client.client import PfmsClient
-    from pfms.client.transport import Json, Update
+    from pfms.client.client import Client
+    from pfms.client.problems import Json
+    from pfms.client.updates import Update
 
 _NAMES = {"labels": "spleen", "onehot": "onehot", "logits": "logits"}
 
@@ -84,9 +85,9 @@ def _target(volume: Path, out: Path | None, resultant: str) -> Path:
     return out / default if out.is_dir() else out
 
 
-def _cancelled(client: "PfmsClient", last: "Update | None") -> tuple[str, str]:
+def _cancelled(client: "Client", last: "Update | None") -> tuple[str, str]:
     """Cancel what was started; return what to say about it."""
-    from pfms.client.transport import ClientError
+    from pfms.client.problems import ClientError
 
     if last is not None and last.stage == "checking" and last.job is None:
         remedy = "If it was accepted, `pfms jobs list` shows it."

@@ -20,7 +20,7 @@ from pfms.commands.output import (
 )
 
 if TYPE_CHECKING:
-    from pfms.client.transport import Json
+    from pfms.client.problems import Json
 
 app = typer.Typer(
     help="The jobs of a server: list, show, log, cancel, rm; reindex a workspace.",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from pfms.client.client import PfmsClient
-    from pfms.client.transport import PfmsProblem
+    from pfms.client.client import Client
+    from pfms.client.problems import PfmsProblem
 
 FAILED = 1  # the run did
 USAGE = 2  # or refused by the server: the caller can fix it
@@ -54,19 +54,20 @@ def sentence(text: str) -> str:
 
 
 @contextmanager
-def server_client(url: str, ca: Path | None, token_file: Path | None) -> Iterator["PfmsClient"]:
+def server_client(url: str, ca: Path | None, token_file: Path | None) -> Iterator["Client"]:
     """A client of the server at `url`; its errors end the command with their exit code."""
     import httpx
 
-    from pfms.client.client import PfmsClient
+    from pfms.client.address import base_url
+    from pfms.client.client import Client
     from pfms.client.credentials import find_credentials
-    from pfms.client.transport import PfmsProblem, Unreachable, base_url
+    from pfms.client.problems import PfmsProblem, Unreachable
     from pfms.hosts import LOOPBACK
 
     try:
         place = httpx.URL(base_url(url))
         auth, source = find_credentials(place.host, token_file, warn)
-        client = PfmsClient(url, ca=ca, auth=auth)
+        client = Client(url, ca=ca, auth=auth)
     except ValueError as error:
         fail(str(error), "pfms COMMAND --help says what --server, --ca and --token-file take.")
     if auth is not None and place.scheme == "http" and place.host not in LOOPBACK:

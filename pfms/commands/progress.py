@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 import typer
 
-from pfms.client.transport import Update
+from pfms.client.updates import Update
 from pfms.commands.output import size
 
 _WORDS = {

@@ -14,8 +14,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pfms.client.client import PfmsClient
-from pfms.client.transport import Json, OnUpdate, PfmsProblem, Update, tell
+from pfms.client.client import Client
+from pfms.client.problems import Json, PfmsProblem
+from pfms.client.updates import OnUpdate, Update, tell
 
 SEED = 271_828  # a patient that the demo weights were not trained on
 DICE_AT_LEAST = 0.8
@@ -112,7 +113,7 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     steps = Steps(say)
     steps.begin("Start a pfms server on a free port")
-    with _server(out, device) as url, PfmsClient(url) as client:
+    with _server(out, device) as url, Client(url) as client:
         steps.done(url)
         steps.begin(f"Upload the demo weights as the model '{MODEL_ID}'")
         steps.done(_upload(client, examples / _WEIGHTS))
@@ -135,7 +136,7 @@ def demo(
         yield found, url
 
 
-def _infer(client: PfmsClient, out: Path, show: OnUpdate | None) -> Json:
+def _infer(client: Client, out: Path, show: OnUpdate | None) -> Json:
     job_id: str | None = None
 
     def watch(update: Update) -> None:
@@ -169,7 +170,7 @@ def dice_of(out: Path) -> float:
     return 2 * int((found & truth).sum()) / total if total else 1.0
 
 
-def _upload(client: PfmsClient, weights: Path) -> str:
+def _upload(client: Client, weights: Path) -> str:
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:
