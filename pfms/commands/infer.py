@@ -1,5 +1,6 @@
 """`pfms infer`: send a volume, get its segmentation back."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -7,60 +8,113 @@ import typer
 
 from pfms.commands.output import (
     DEFAULT_SERVER,
+    FAILED,
     INTERRUPTED,
+    UNREACHABLE,
     CaOption,
     JsonOption,
     ServerOption,
     TokenFileOption,
+    Where,
     fail,
     print_json,
+    print_table,
     server_client,
     warn,
 )
+from pfms.commands.volumes import Task, found, result_name
 
 if TYPE_CHECKING:
     from pfms.client.client import Client
     from pfms.client.problems import Json
     from pfms.client.updates import Update
-
-_NAMES = {"labels": "spleen", "onehot": "onehot", "logits": "logits"}
+    from pfms.commands.batch import Row
 
 
 def infer(
-    volume: Annotated[
-        Path,
+    volumes: Annotated[
+        list[str],
         typer.Argument(
-            help="A CT volume: NIfTI, plain or gzipped",
-            metavar="CT.nii.gz",
-            exists=True,
-            dir_okay=False,
-            readable=True,
+            help="CT volumes (NIfTI, plain or gzipped), folders of them, or patterns",
+            metavar="CT...",
         ),
     ],
     model: Annotated[str, typer.Option("--model", "-m", help="ID of a model on the server")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="File or folder to write to [default: CT-spleen.nii.gz]"),
+        typer.Option(
+            "--out", "-o", help="File (of one volume) or folder to write to [default: this folder]"
+        ),
     ] = None,
     resultant: Annotated[
         Literal["labels", "onehot", "logits"],
         typer.Option(help="labels: 0 and 1; onehot, logits: what the plugin wrote"),
     ] = "labels",
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files")] = False,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=100, help="How many volumes to have on the server at a time")
+    ] = 4,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="Go on where an earlier call was ended: skip volumes that have a result, and join "
+            "the jobs of others that were already sent",
+        ),
+    ] = False,
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="Write the table to this file, too", metavar="FILE", dir_okay=False),
+    ] = None,
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Segment a volume on a server, and save the result. Ctrl-C cancels the run."""
+    """Segment volumes on a server, and save the results. Ctrl-C cancels the runs.
+
+    With several volumes: a table at the end, and exit code 1 if any failed; the others are done.
+    """
+    where = Where(server, ca, token_file)
+    if force and skip_existing:
+        fail("--force and --skip-existing exclude each other", "Use one of them.")
+    one = Path(volumes[0])
+    if len(volumes) == 1 and one.is_file() and csv is None and not skip_existing:
+        _infer_one(one, model, out, resultant, force, where, as_json)
+        return
+    try:
+        tasks = found(volumes, out or Path(), resultant)
+    except ValueError as error:
+        fail(str(error), "Name files, folders, or a pattern in quotes.")
+    if out is not None and out.is_file():
+        fail(f"{out} is a file", "Several volumes go to a folder: name one with -o.")
+    there = [task.target for task in tasks if task.target.exists()]
+    if there and not force and not skip_existing:
+        fail(
+            f"results already exist: {len(there)}, such as {there[0]}",
+            "--skip-existing leaves these volumes out, --force replaces the files.",
+        )
+    _infer_all(tasks, model, resultant, jobs, skip_existing, csv, where, as_json)
+
+
+def _infer_one(
+    volume: Path,
+    model: str,
+    out: Path | None,
+    resultant: str,
+    force: bool,
+    where: Where,
+    as_json: bool,
+) -> None:
     from pfms.commands.progress import display
 
-    target = _target(volume, out, resultant)
+    target = out or Path()
+    target = target / result_name(volume, resultant) if target.is_dir() else target
     if target.exists() and not force:
         fail(f"{target} already exists", "--force replaces it, -o names another file.")
     if not target.parent.is_dir():
         fail(f"there is no folder {target.parent}", "Create it, or name another file with -o.")
-    with server_client(server, ca, token_file) as client, display() as show:
+    with server_client(*where) as client, display() as show:
         try:
             job = client.infer(volume, model, target, resultant=resultant, on_update=show)
         except KeyboardInterrupt:
@@ -75,14 +129,51 @@ def infer(
         typer.echo(_summary(target, job))
 
 
-def _target(volume: Path, out: Path | None, resultant: str) -> Path:
-    stem = volume.name
-    for suffix in (".gz", ".nii"):
-        stem = stem[: -len(suffix)] if stem.lower().endswith(suffix) else stem
-    default = Path(f"{stem}-{_NAMES[resultant]}.nii.gz")
-    if out is None:
-        return default
-    return out / default if out.is_dir() else out
+def _infer_all(
+    tasks: list[Task],
+    model: str,
+    resultant: str,
+    jobs: int,
+    again: bool,
+    csv: Path | None,
+    where: Where,
+    as_json: bool,
+) -> None:
+    from pfms.commands.batch import BUSY_SECONDS, RETRY_SECONDS, Batch, read_csv, write_csv
+    from pfms.commands.progress import Overall
+
+    known = read_csv(csv) if csv and again else {}
+    rows = {str(task.volume): known.get(str(task.volume)) for task in tasks}
+    calling = server_client(*where, retry_seconds=RETRY_SECONDS, busy_seconds=BUSY_SECONDS)
+    with calling as client, Overall(len(tasks)) as show:
+        batch = Batch(client, model, resultant, again=again, progress=show)
+        try:
+            for row in batch.run(tasks, jobs):
+                before = known.get(row.file)
+                rows[row.file] = before if row.skipped and before and not before.error else row
+                show.ended(row.file)
+                if csv:
+                    write_csv(csv, filter(None, rows.values()))
+        except KeyboardInterrupt:
+            fail("interrupted: the runs are cancelled", "--skip-existing goes on.", INTERRUPTED)
+    table = [row for row in rows.values() if row]
+    if as_json:
+        print_json({"results": [asdict(row) for row in table]})
+    else:
+        print_table(
+            ("FILE", "ML", "SECONDS", "JOB", "WARNINGS"),
+            [(r.file, r.ml, r.seconds, r.job or "-", _remarks(r)) for r in table],
+        )
+    failed = [row for row in table if row.error]
+    if failed:
+        remedy = "--skip-existing tries these again."
+        unreachable = all(row.error.startswith("unreachable") for row in failed)
+        code = UNREACHABLE if unreachable else FAILED
+        fail(f"{len(failed)} of {len(table)} volumes have no result", remedy, code)
+
+
+def _remarks(row: "Row") -> str:
+    return row.error or row.warnings or ("has a result" if row.skipped else "")
 
 
 def _cancelled(client: "Client", last: "Update | None") -> tuple[str, str]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -42,6 +42,14 @@ TokenFileOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
 
 
+class Where(NamedTuple):
+    """The server that is meant, as the options say it."""
+
+    url: str
+    ca: Path | None
+    token_file: Path | None
+
+
 def fail(detail: str, remedy: str = "", code: int = USAGE) -> NoReturn:
     """Print what is wrong in one line, and exit."""
     typer.echo(f"pfms: {sentence(detail)} {remedy}".rstrip(), err=True)
@@ -54,8 +62,13 @@ def sentence(text: str) -> str:
 
 
 @contextmanager
-def server_client(url: str, ca: Path | None, token_file: Path | None) -> Iterator["Client"]:
-    """A client of the server at `url`; its errors end the command with their exit code."""
+def server_client(
+    url: str, ca: Path | None, token_file: Path | None, **patience: float
+) -> Iterator["Client"]:
+    """A client of the server at `url`; its errors end the command with their exit code.
+
+    `patience` is of `Client`: `retry_seconds`, `busy_seconds`.
+    """
     import httpx
 
     from pfms.client.address import base_url
@@ -67,7 +80,7 @@ def server_client(url: str, ca: Path | None, token_file: Path | None) -> Iterato
     try:
         place = httpx.URL(base_url(url))
         auth, source = find_credentials(place.host, token_file, warn)
-        client = Client(url, ca=ca, auth=auth)
+        client = Client(url, ca=ca, auth=auth, **patience)
     except ValueError as error:
         fail(str(error), "pfms COMMAND --help says what --server, --ca and --token-file take.")
     if auth is not None and place.scheme == "http" and place.host not in LOOPBACK:

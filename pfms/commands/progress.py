@@ -1,11 +1,9 @@
-"""Shows the progress of a call on stderr: a bar on a terminal, otherwise a line per stage."""
+"""Shows the progress of a call on stderr: a bar on a terminal, nothing elsewhere."""
 
 import sys
 import time
 from types import TracebackType
 from typing import Protocol, Self
-
-import typer
 
 from pfms.client.updates import Update
 from pfms.commands.output import size
@@ -37,7 +35,7 @@ class Display(Protocol):
 
 def display() -> Display:
     """The display that suits stderr."""
-    return Bar() if sys.stderr.isatty() else Lines()
+    return Bar() if sys.stderr.isatty() else Quiet()
 
 
 def words(update: Update) -> str:
@@ -49,12 +47,11 @@ def words(update: Update) -> str:
     return _WORDS.get(update.stage, update.stage)
 
 
-class Lines:
-    """A line for each stage."""
+class Quiet:
+    """Shows nothing."""
 
     def __init__(self) -> None:
         self.last: Update | None = None
-        self._said = ""
 
     def __enter__(self) -> Self:
         return self
@@ -63,17 +60,56 @@ class Lines:
         pass
 
     def __call__(self, update: Update) -> None:
-        """Print the stage if it is a new one."""
+        """Remember it."""
         self.last = update
-        line = words(update)
-        if line != self._said:
-            self._said = line
-            more = ""
-            if update.stage in ("uploading", "downloading") and update.total:
-                more = f" {size(update.total)}"
-            elif update.stage == "loading" and update.expected:
-                more = f" (recent runs took about {update.expected:.0f} s)"
-            typer.echo(f"{line}{more}", err=True)
+
+
+class Overall:
+    """One bar for several volumes on a terminal, nothing elsewhere.
+
+    Args:
+        count: How many there are.
+    """
+
+    def __init__(self, count: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not sys.stderr.isatty()
+        )
+        self._bar = self._progress.add_task("", total=count, note="")
+        self._count = count
+        self._done = 0
+        self._fractions: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, file: str, update: Update) -> None:
+        """Show how far one volume is."""
+        self._fractions[file] = update.fraction or 0.0
+        self._show(f"{file}: {words(update)}")
+
+    def ended(self, file: str) -> None:
+        """One more has ended."""
+        self._done += 1
+        self._fractions.pop(file, None)
+        self._show("")
+
+    def _show(self, note: str) -> None:
+        self._progress.update(
+            self._bar,
+            description=f"{self._done} of {self._count} volumes",
+            completed=self._done + sum(list(self._fractions.values())),
+            note=note,
+        )
 
 
 class Bar:
