@@ -6,6 +6,7 @@
 #   make lint        ruff and mypy
 #   make docs        build the manual, which the server shows at /manual
 #   make bench       measure, and write bench/results/
+#   make pictures    make the pictures of the manual again (needs npm and Chromium)
 #   make audit       look up every pinned version in the database of known weaknesses
 #   make demo-model  train the demo weights again (about 15 minutes)
 #   make install     build .venv, as the others do if needed
@@ -22,7 +23,7 @@ STAMP := .venv/.installed
 MANUAL := pfms/manual/index.html
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve docs test test-all lint audit bench demo-model another-index
+.PHONY: help install demo serve docs pictures test test-all lint audit bench demo-model another-index
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -50,8 +51,11 @@ serve: $(STAMP) $(MANUAL)
 
 docs: $(MANUAL)
 
-$(MANUAL): $(STAMP) $(wildcard *.md */README.md docs/* tools/manual/* pfms/errors.py pfms/api/*.py)
+$(MANUAL): $(STAMP) $(wildcard *.md */README.md docs/* docs/pictures/* tools/manual/* pfms/errors.py pfms/api/*.py)
 	@$(BIN)/python -m tools.manual
+
+pictures: $(STAMP)
+	@$(BIN)/python -m tools.pictures
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not every"

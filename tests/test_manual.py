@@ -1,6 +1,8 @@
 """The manual: built by its script, shown by a server, whole, and without any other host."""
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,8 @@ import pytest
 
 from pfms.api.problems import STATUS
 from tests.conftest import ROOT, Server, start
+from tools.manual.sources import DIAGRAM, picture_of
+from tools.pictures.terminal import Shell, Shown, svg
 
 # pfms from a folder of its own, which a test may change.
 PROGRAM = "import sys; sys.path.insert(0, {!r}); from pfms.cli import main; main()"
@@ -135,6 +139,35 @@ def test_the_page_that_a_problem_names_leads_to_the_manual(manual: Manual) -> No
     links = [link for link in page.links if link.startswith("/manual/errors.html#")]
     assert len(links) == len(STATUS)
     assert "/manual/errors.html#not-found" in links
+
+
+def test_every_picture_is_shown_and_needs_no_other_host(manual: Manual) -> None:
+    shown = {urljoin(url, each) for url, page in manual.pages.items() for each in page.loaded}
+    for picture in (ROOT / "docs" / "pictures").iterdir():
+        assert f"{manual.server.url}/manual/pictures/{picture.name}" in shown
+        found = re.findall(r"url\((?!#)|(?:href|src)=\"(?!#)", picture.read_text())
+        assert found == [], picture.name
+        assert str(ROOT) not in picture.read_text()
+
+
+def test_every_diagram_is_a_picture() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        for diagram in DIAGRAM.finditer(page.read_text()):
+            assert (ROOT / "docs" / picture_of(diagram[1])).exists(), "run `make pictures`"
+
+
+def test_a_picture_of_the_terminal_is_what_a_program_wrote(tmp_path: Path) -> None:
+    program = "printf 'one\\r\\033[Ktwo \\033[31mred\\033[0m at %s' $PWD"
+    shell = Shell(tmp_path, dict(os.environ), {str(tmp_path): "~"})
+    shown = shell.run(shlex.join(["sh", "-c", program])).last()
+    assert shown[1].plain == "two red at ~"
+    assert ">red<" in svg(shown)
+
+
+def test_a_picture_may_be_of_an_earlier_moment() -> None:
+    shown = Shown("wait", ["10%", "\r20%", "\r\033[Kdone"])
+    assert [row.plain for row in shown.last_with("%")] == ["$ wait", "20%"]
+    assert [row.plain for row in shown.last()] == ["$ wait", "done"]
 
 
 def test_only_its_files_are_shown(manual: Manual) -> None:

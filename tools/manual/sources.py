@@ -3,6 +3,7 @@
 The pages' links are written as they hold in the clone; here they become links of the manual.
 """
 
+import hashlib
 import posixpath
 import re
 import shutil
@@ -20,7 +21,13 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
 }
 MADE = {"calls": reference.calls, "errors": reference.errors}
+DIAGRAM = re.compile(r"^```mermaid\n(.+?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+
+
+def picture_of(diagram: str) -> str:
+    """Where in docs/ the picture of a diagram is, which changes with its Mermaid source."""
+    return f"pictures/diagram-{hashlib.sha256(diagram.encode()).hexdigest()[:12]}.svg"
 
 
 def collect(clone: Path, folder: Path) -> None:
@@ -30,6 +37,8 @@ def collect(clone: Path, folder: Path) -> None:
         text = (clone / source).read_text()
         for name, make in MADE.items():
             text = text.replace(f"<!-- made from the code: {name} -->", make())
+
+        text = DIAGRAM.sub(lambda found: _drawn(found, clone), text)
 
         def moved(match: re.Match[str], source: str = source) -> str:
             image, words, target, anchor = match.groups(default="")
@@ -44,3 +53,9 @@ def collect(clone: Path, folder: Path) -> None:
 
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_text(_LINK.sub(moved, text))
+
+
+def _drawn(diagram: re.Match[str], clone: Path) -> str:
+    """The picture of a diagram, so that no page needs a script; its source if there is none."""
+    picture = picture_of(diagram[1])
+    return f"![diagram]({picture})" if (clone / "docs" / picture).exists() else diagram[0]
