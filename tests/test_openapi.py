@@ -68,6 +68,16 @@ def test_the_document_says_what_every_call_does(document: dict[str, Any]) -> Non
         assert method != "HEAD"
 
 
+def test_a_generator_of_clients_learns_every_type(document: dict[str, Any]) -> None:
+    for method, path, call in calls(document):
+        for parameter in call.get("parameters", []):
+            assert "type" in parameter["schema"], (method, path, parameter)
+        for answer in call["responses"].values():
+            for kind, content in answer.get("content", {}).items():
+                # An event has no schema in OpenAPI 3.1, which knows none of its fields.
+                assert content.get("schema") or kind == "text/event-stream", (method, path, kind)
+
+
 def test_every_path_refuses_the_methods_it_does_not_have(
     server: Server, document: dict[str, Any]
 ) -> None:

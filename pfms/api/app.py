@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -42,6 +43,8 @@ class _App(FastAPI):
                 # FastAPI adds this wherever a route has parameters and documents no 422 of its own.
                 if "HTTPValidationError" in str(call["responses"].get("422")):
                     del call["responses"]["422"]
+                for parameter in call.get("parameters", ()):
+                    _drop_null(parameter["schema"])
             if self.state.asks_who_calls:
                 describe_access(document, self.state.open_paths)
             schemas = document["components"]["schemas"]
@@ -50,6 +53,14 @@ class _App(FastAPI):
             schemas["Problem"] = Problem.model_json_schema()
             self.openapi_schema = document
         return self.openapi_schema
+
+
+def _drop_null(schema: dict[str, Any]) -> None:
+    """Of a parameter that may be left out: nobody can send null in a query or a header."""
+    match schema:
+        case {"anyOf": [kind, {"type": "null"}]}:
+            del schema["anyOf"]
+            schema |= kind
 
 
 def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:

@@ -22,6 +22,8 @@ HEADERS = {
     "X-Pfms-Job": {"schema": {"type": "string"}, "description": "the job's ID"},
     "X-Pfms-Warning": {"schema": {"type": "string"}, "description": "where there is one"},
 }
+TEXT = {"schema": {"type": "string"}}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
 LOCATION = {"Location": {"schema": {"type": "string"}, "description": "of the job"}}
 
 

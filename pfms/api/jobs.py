@@ -13,8 +13,10 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from pfms import errors
 from pfms.api.access import needs
 from pfms.api.common import (
+    BINARY,
     HEADERS,
     LOCATION,
+    TEXT,
     CallerDep,
     JobDep,
     ServiceDep,
@@ -44,9 +46,9 @@ _HEARTBEAT_SECONDS = 15
 _CHUNK = 1 << 16
 _EVENT_ID = re.compile("[0-9]{1,18}")
 _PARTS: dict[int | str, dict[str, Any]] = {
-    206: {"description": "a range of it", "content": {NIFTI: {}}},
+    206: {"description": "a range of it", "content": {NIFTI: BINARY}},
     304: {"description": "the client already has it (If-None-Match)"},
-    416: {"description": "the range lies outside the file", "content": {"text/plain": {}}},
+    416: {"description": "the range lies outside the file", "content": {"text/plain": TEXT}},
 }
 
 
@@ -112,7 +114,7 @@ def _server_sent(event: Event) -> ServerSentEvent:
     "/{job_id}/log",
     response_class=Response,
     responses={
-        200: {"description": "stdout and stderr of the plugin", "content": {"text/plain": {}}},
+        200: {"description": "stdout and stderr of the plugin", "content": {"text/plain": TEXT}},
         **responses(errors.JobNotFound),
     },
 )
@@ -136,7 +138,7 @@ async def show_log(service: ServiceDep, job: JobDep) -> Response:
     responses={
         200: {
             "description": "the resultant",
-            "content": {NIFTI: {"schema": {"type": "string", "format": "binary"}}},
+            "content": {NIFTI: BINARY},
             "headers": HEADERS,
         },
         **_PARTS,
@@ -159,7 +161,7 @@ async def show_result(
     responses={
         200: {
             "description": "the volume, gzipped NIfTI",
-            "content": {NIFTI: {"schema": {"type": "string", "format": "binary"}}},
+            "content": {NIFTI: BINARY},
             "headers": HEADERS,
         },
         **_PARTS,
@@ -183,7 +185,7 @@ async def show_volume(
     responses={
         200: {
             "description": "slices through the spleen",
-            "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {"image/png": BINARY},
             "headers": HEADERS,
         },
         304: _PARTS[304],
@@ -217,7 +219,7 @@ async def show_preview(
     "/{job_id}/bundle",
     response_class=Response,
     responses={
-        200: {"description": "a zip", "content": {"application/zip": {}}},
+        200: {"description": "a zip", "content": {"application/zip": BINARY}},
         **responses(
             errors.JobNotFound,
             errors.JobNotFinished,

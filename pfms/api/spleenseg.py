@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from pfms import errors
 from pfms.api.access import needs
 from pfms.api.common import (
+    BINARY,
     HEADERS,
     LOCATION,
     CallerDep,
@@ -99,7 +100,7 @@ async def remove_model(service: ServiceDep, modelID: ModelIDInPath) -> None:
     responses={
         200: {
             "description": "the resultant",
-            "content": {NIFTI: {"schema": {"type": "string", "format": "binary"}}},
+            "content": {NIFTI: BINARY},
             "headers": HEADERS,
         },
         202: {
@@ -132,7 +133,7 @@ async def infer(
     modelID: ModelID,
     resultant: Resultant = "labels",
     prefer: Annotated[
-        list[str] | None, Header(examples=[["respond-async"], ["wait=1"]], description=_PREFER)
+        str | None, Header(examples=["respond-async", "wait=1"], description=_PREFER)
     ] = None,
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=257, description=_KEY)
@@ -141,7 +142,8 @@ async def infer(
     """Segment a CT volume (NIfTI). Blocks until it is done, unless `Prefer` says otherwise."""
     model_id = valid_model_id(modelID)
     key = _key(idempotency_key)
-    respond_async, seconds = _preference(prefer)
+    # `prefer` is for the document: it has one line, and a client may send several.
+    respond_async, seconds = _preference(request.headers.getlist("prefer"))
     blocks = not respond_async and seconds is None  # for as long as it takes
     boundary = check_body(request, service.settings.max_upload_bytes)
     asked = InferenceRequest(
@@ -204,11 +206,11 @@ async def _client_leaves(request: Request) -> None:
         pass
 
 
-def _preference(headers: list[str] | None) -> tuple[bool, int | None]:
+def _preference(headers: list[str]) -> tuple[bool, int | None]:
     """Whether `respond-async` is preferred, and the N of `wait=N` (RFC 7240)."""
     preferences = [
         preference.partition(";")[0].strip().lower()
-        for header in headers or []
+        for header in headers
         for preference in header.split(",")
     ]
     waits = [int(match[1]) for each in preferences if (match := _WAIT.fullmatch(each))]

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from prometheus_client.exposition import choose_encoder
 
 from pfms import __version__, errors
-from pfms.api.common import ServiceDep
+from pfms.api.common import TEXT, ServiceDep
 from pfms.api.problems import NotFound, responses
 from pfms.api.schemas import About, Echo, Live, Ready, Sys, SysInfo
 
@@ -92,7 +92,7 @@ async def ready(service: ServiceDep, response: Response) -> Ready:
     responses={
         200: {
             "description": "in the text format of Prometheus, or OpenMetrics if `Accept` names it",
-            "content": {"text/plain": {"schema": {"type": "string"}}},
+            "content": {"text/plain": TEXT},
         },
         **responses(NotFound, errors.Unauthorized),
     },
