@@ -110,6 +110,12 @@ def test_a_preference_that_is_none_of_ours_blocks_as_ever(server: Server, prefer
     assert "Preference-Applied" not in answer.headers
 
 
+def test_the_preferences_of_all_lines_count(server: Server) -> None:
+    for lines in (["handling=lenient", "respond-async"], ["respond-async", "handling=lenient"]):
+        answer = server.infer(headers=[("Prefer", line) for line in lines])
+        assert (answer.status_code, answer.headers["Preference-Applied"]) == (202, "respond-async")
+
+
 # --- Idempotency-Key -----------------------------------------------------------------------
 
 
