@@ -1,5 +1,6 @@
 """The manual: built by its script, shown by a server, whole, and without any other host."""
 
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import pytest
 
 from pfms.api.problems import STATUS
 from tests.conftest import ROOT, Server, start
+from tools.manual import reference
 from tools.manual.sources import DIAGRAM, picture_of
 from tools.pictures.terminal import Shell, Shown, svg
 
@@ -113,6 +115,18 @@ def test_every_page_of_the_docs_is_in_it(manual: Manual) -> None:
     assert {"index", "contributing", "changelog", "security", "examples"} <= names
 
 
+def test_the_answers_that_it_shows_have_the_fields_of_this_version() -> None:
+    answers = json.loads(reference.ANSWERS.read_text())
+    schemas = reference.document()["components"]["schemas"]
+    for _, _, call in reference.operations():
+        for status in ("200", "202"):
+            bodies = call["responses"].get(status, {}).get("content", {})
+            name = bodies.get("application/json", {}).get("schema", {}).get("$ref", "")
+            if name and call["operationId"] != "infer":  # its example waits for the file
+                fields = schemas[name.rpartition("/")[2]]["properties"].keys()
+                assert answers[call["operationId"]].keys() == fields, "run `make pictures`"
+
+
 def test_it_loads_nothing_from_another_host_and_runs_no_script_of_a_page(manual: Manual) -> None:
     for url, page in manual.pages.items():
         assert page.inline == [], url
@@ -131,6 +145,14 @@ def test_every_error_and_call_has_its_section(manual: Manual) -> None:
     document = manual.server.http.get(f"{manual.server.url}/openapi.json").json()
     names = {call["operationId"] for calls in document["paths"].values() for call in calls.values()}
     assert names <= manual.pages[f"{root}/reference.html"].anchors
+
+
+def test_its_search_has_what_it_loads(manual: Manual) -> None:
+    root = f"{manual.server.url}/manual"
+    html = manual.server.http.get(f"{root}/index.html").text
+    [config] = re.findall(r'id="__config" type="application/json">([^<]+)<', html)
+    assert manual.server.http.head(f"{root}/{json.loads(config)['search']}").status_code == 200
+    assert "PFMS_MIN_FREE_BYTES" in manual.server.http.get(f"{root}/search.json").text
 
 
 def test_the_page_that_a_problem_names_leads_to_the_manual(manual: Manual) -> None:

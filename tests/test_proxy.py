@@ -138,6 +138,7 @@ def test_everything_that_names_a_path_leads_back_through_the_proxy(proxied: Prox
         assert page.status_code == 200
         for link in re.findall(r'(?:src|href)="([^"#]+)"', page.text):
             follow(link)
+    assert proxied.http.get("/manual").headers["location"] == f"{proxied.prefix}/manual/index.html"
     [openapi] = re.findall(r'"url": "([^"]+)"', proxied.http.get("/docs/try").text)
     assert follow(openapi).json()["servers"] == [{"url": proxied.prefix}]
 

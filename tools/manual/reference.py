@@ -1,6 +1,7 @@
 """The parts of the manual that are made from the code: every call, and every error."""
 
 import inspect
+import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from pfms.errors import PfmsError
 from pfms.executors.fresh import FreshExecutor
 from pfms.settings import load_settings
 
+# What a real server answered to the examples; `make pictures` writes it.
+ANSWERS = Path(__file__).resolve().parents[2] / "docs" / "answers.json"
 SERVER = "http://127.0.0.1:2024"
 # What the examples put into a path or a query.
 VALUES = {"modelID": "demo", "job_id": "$JOB", "device": "cpu", "echoBack": "hello"}
@@ -26,7 +29,7 @@ _ALSO = {
     "show_preview": "--fail-with-body -o preview.png",
     "show_bundle": "--fail-with-body -o bundle.zip",
 }
-_QUERIES = {"list_jobs": "?state=succeeded&limit=10", "remove_job": "?purge=voxels"}
+_QUERIES = {"list_jobs": "?state=succeeded&limit=1", "remove_job": "?purge=voxels"}
 
 Call = Mapping[str, Any]
 
@@ -118,10 +121,16 @@ def _call(method: str, path: str, call: Call) -> str:
             f"## `{method} {path}` {{ #{call['operationId']} }}",
             call["description"],
             f"```sh\n{example(method, path, call)}\n```",
+            _answer(call["operationId"]),
             _table(("it takes", "type", ""), takes),
             _table(("it answers", "body", ""), answers),
         )
     )
+
+
+def _answer(name: str) -> str:
+    answer = json.loads(ANSWERS.read_text()).get(name)
+    return f"```json\n{json.dumps(answer, indent=2)}\n```" if answer else ""
 
 
 def _contents(answer: Mapping[str, Any]) -> str:

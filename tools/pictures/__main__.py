@@ -1,10 +1,11 @@
-"""Make the pictures of the manual: `make pictures`.
+"""Make the pictures of the manual, and the answers that it shows: `make pictures`.
 
 Of the terminal: the real commands, with the real plugin, on a phantom. Of diagrams: what their
-Mermaid source in docs/ says, for which this needs npm and Chromium. Nothing in docs/pictures is
-made by hand.
+Mermaid source in docs/ says, for which this needs npm and Chromium. None of it is made
+by hand.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tools.manual import reference
 from tools.manual.sources import DIAGRAM, picture_of
-from tools.pictures import diagrams, terminal
+from tools.pictures import answers, diagrams, terminal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "docs" / "pictures"
@@ -62,6 +64,8 @@ def of_the_terminal(folder: Path) -> Iterator[tuple[str, str]]:
         yield "progress", terminal.svg(segmented.last_with("segmenting"))
         yield "jobs", terminal.svg(shell.run("pfms jobs list").last())
         yield "doctor", terminal.svg(shell.run("pfms doctor --port 0").last())
+        found = answers.record(url, folder, shell.instead)
+        reference.ANSWERS.write_text(json.dumps(found, indent=2) + "\n")
     yield "demo", terminal.svg(shell.run("pfms demo").last())
 
 
