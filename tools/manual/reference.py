@@ -30,6 +30,32 @@ _ALSO = {
     "show_bundle": "--fail-with-body -o bundle.zip",
 }
 _QUERIES = {"list_jobs": "?state=succeeded&limit=1", "remove_job": "?purge=voxels"}
+# Where the manual says more about an error.
+_MEMORY, _RUNS = "[Memory](operating.md#memory)", "[Debug a run](debugging.md)"
+_FAILURES = "[Stops and failures](operating.md#stops-and-failures)"
+_NEEDS = "[What it needs](deploying.md#what-it-needs)"
+_TOKENS = "[Who may call](operating.md#who-may-call)"
+_MORE = {
+    "bad-result": _RUNS,
+    "disk-full": _FAILURES,
+    "forbidden-scope": _TOKENS,
+    "gone": "[The workspace](operating.md#the-workspace)",
+    "gpu-out-of-memory": _RUNS,
+    "idempotency-mismatch": "[Never twice](curl.md#never-twice)",
+    "interrupted": _FAILURES,
+    "no-device": _NEEDS,
+    "no-memory": _MEMORY,
+    "no-shared-memory": _NEEDS,
+    "not-a-model": "[Bring a model](models.md#bring-one)",
+    "not-ready": "[About the service](api.md#about-the-service)",
+    "out-of-memory": f"{_MEMORY}, {_RUNS}",
+    "plugin-failed": _RUNS,
+    "timed-out": _RUNS,
+    "too-many-connections": _FAILURES,
+    "too-many-requests": "[Limits of callers](operating.md#limits-of-callers)",
+    "unauthorized": f"{_TOKENS}, [The token of a client](operating.md#the-token-of-a-client)",
+    "wrong-host": "[Names](operating.md#names)",
+}
 
 Call = Mapping[str, Any]
 
@@ -80,13 +106,16 @@ def errors() -> str:
 
 def _error(kind: type[PfmsError]) -> str:
     text = "A bug in pfms itself." if kind is PfmsError else inspect.getdoc(kind)
+    calls = [each for each in operations() if each[1].startswith("/api/")]
     answered = [
         f"[`{method} {path}`](reference.md#{call['operationId']})"
-        for method, path, call in operations()
+        for method, path, call in calls
         if any(f"`{kind.code}`" in answer["description"] for answer in call["responses"].values())
     ]
     if kind in ANYWHERE:
         where = "Any call can answer with it."
+    elif len(answered) == len(calls):
+        where = "Any call below `/api/v1` can answer with it."
     elif answered:
         where = f"Calls that can answer with it: {', '.join(answered)}."
     else:
@@ -95,6 +124,7 @@ def _error(kind: type[PfmsError]) -> str:
         f"## `{kind.code}` {{ #{kind.code} }}\n\n"
         f"Status {STATUS[kind]}: {kind.title}.\n\n{text}\n\n"
         f"**What to do:** {kind.remedy}\n\n{where}"
+        + (f" See also {_MORE[kind.code]}." if kind.code in _MORE else "")
     )
 
 
