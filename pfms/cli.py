@@ -1,7 +1,7 @@
 """The command line, kept thin: what the commands do is in `commands/` and `local/`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +9,9 @@ from pfms import __version__
 from pfms.commands import jobs, models, tokens
 from pfms.commands.demo import demo
 from pfms.commands.infer import infer
-from pfms.commands.output import FAILED, JsonOption
+from pfms.commands.output import FAILED, JsonOption, fail
+from pfms.commands.profiles import read_profile
+from pfms.commands.watch import watch
 from pfms.errors import StartError
 
 app = typer.Typer(
@@ -17,7 +19,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 the run failed, 2 wrong usage or refused, "
     "3 the server can't be reached.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -35,12 +36,33 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def pfms(
+    ctx: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version"),
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PFMS_PROFILE", help="Server and token from ~/.config/pfms/profiles.toml"
+        ),
+    ] = None,
 ) -> None:
     """Spleen segmentation over HTTP, around the ChRIS plugin spleenseg."""
+    try:
+        known = read_profile(profile)
+    except ValueError as error:
+        fail(str(error), "docs/command-line.md shows a profile.")
+    if known:
+        ctx.default_map = _for_all(ctx.command, known)
+
+
+def _for_all(group: Any, values: dict[str, str]) -> dict[str, Any]:
+    """Defaults of every command below a group."""
+    return {
+        name: _for_all(command, values) if hasattr(command, "commands") else values
+        for name, command in group.commands.items()
+    }
 
 
 @app.command()
@@ -75,6 +97,7 @@ def serve(
 
 app.command()(demo)
 app.command()(infer)
+app.command()(watch)
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(tokens.app, name="tokens")

@@ -49,7 +49,7 @@ def list_jobs(
     else:
         print_table(
             ("ID", "STATE", "MODEL", "SECONDS", "RESULT"),
-            [(j["id"], j["state"], j["model"]["modelID"], _seconds(j), _outcome(j)) for j in jobs],
+            [(j["id"], j["state"], j["model"]["modelID"], _seconds(j), outcome(j)) for j in jobs],
         )
 
 
@@ -71,7 +71,7 @@ def show(
     rows = {
         "job": job["id"],
         "state": job["state"],
-        "result": _outcome(job),
+        "result": outcome(job),
         "remedy": job["error"]["remedy"] if job["error"] else "",
         "model": f"{job['model']['modelID']} (sha256 {job['model']['sha256']})",
         "volume": f"{' x '.join(map(str, volume['shape']))}, "
@@ -197,7 +197,8 @@ def _memory(job: "Json") -> str:
     return ", ".join(f"{size / 2**30:.2f} GiB {what}" for what, size in known.items() if size)
 
 
-def _outcome(job: "Json") -> str:
+def outcome(job: "Json") -> str:
+    """What came of a job so far, in words."""
     if job["error"]:
         return f"{job['error']['code']}: {job['error']['detail']}"
     if job["segmentation"]:
