@@ -7,6 +7,7 @@ import typer
 
 from pfms import __version__
 from pfms.commands import jobs, models, tokens
+from pfms.commands.compare import compare
 from pfms.commands.demo import demo
 from pfms.commands.infer import infer
 from pfms.commands.output import FAILED, JsonOption, fail
@@ -98,6 +99,7 @@ def serve(
 app.command()(demo)
 app.command()(infer)
 app.command()(watch)
+app.command()(compare)
 app.add_typer(models.app, name="models")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(tokens.app, name="tokens")
