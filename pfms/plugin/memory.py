@@ -38,8 +38,9 @@ class _PerVoxel:
     saving: int
 
 
-_ADAPTED = _PerVoxel(loading=24, saving=74)
-_PLAIN = _PerVoxel(loading=24, saving=74)
+_ADAPTED = _PerVoxel(loading=27, saving=24)
+_PLAIN = _PerVoxel(loading=27, saving=74)
+_SCALED = 4  # more, while a scaled volume is read, which is as float64
 
 
 def memory_needed(
@@ -56,12 +57,12 @@ def memory_needed(
         shape: Voxels of the volume along its axes.
         grid: Voxels of the grid on which the network sees it.
         dtype: The stored type, such as `int16`.
-        scaled: Whether a voxel differs from its stored value: then it is read as float64.
+        scaled: Whether a voxel differs from its stored value.
         adapted: Whether the run has every adaptation.
     """
     voxels, seen = prod(shape), prod(grid)
     per_voxel = _ADAPTED if adapted else _PLAIN
-    stored = np.dtype(dtype).itemsize + (8 if scaled else 0)
+    stored = np.dtype(dtype).itemsize + (_SCALED if scaled else 0)
     windows = prod(1 + max(0, -(-(length - _WINDOW) // _STEP)) for length in grid)
     network = _OF_THE_NETWORK + _OF_A_WINDOW * min(windows, _WINDOWS_AT_A_TIME)
     return _LIBRARIES + max(
