@@ -18,7 +18,7 @@ from pfms.api.problems import problem_response
 from pfms.errors import ForbiddenScope, PfmsError, Unauthorized
 from pfms.settings import Settings
 
-_OPEN = ("/health", "/docs", "/manual", "/openapi.json")
+_OPEN = ("/health", "/docs", "/manual", "/page", "/openapi.json")  # and the page itself, at /
 
 
 def authenticators_of(settings: Settings) -> tuple[Authenticator, ...]:
@@ -115,7 +115,7 @@ def describe_access(document: dict[str, Any], open_paths: tuple[str, ...]) -> No
 
 
 def _is_below(path: str, roots: tuple[str, ...]) -> bool:
-    return any(path == root or path.startswith(f"{root}/") for root in roots)
+    return path == "/" or any(path == root or path.startswith(f"{root}/") for root in roots)
 
 
 def _credentials(headers: list[str]) -> Credentials:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from pfms import __version__, errors
-from pfms.api import jobs, manual, pages, problems, spleenseg, system
+from pfms.api import jobs, manual, page, pages, problems, spleenseg, system
 from pfms.api.access import Authentication, authenticators_of, describe_access, open_paths
 from pfms.api.audited import Audited
 from pfms.api.names import HostCheck, names_of
@@ -99,6 +99,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,  # the operationId
     )
     app.state.service = service
+    app.state.page = page.PageFiles()
     app.state.asks_who_calls = settings.asks_who_calls
     app.state.open_paths = open_paths(settings)
     api = APIRouter(
@@ -112,6 +113,7 @@ def create_app(settings: Settings, executor: Executor | None = None) -> FastAPI:
     app.include_router(api)
     app.include_router(system.health)
     app.include_router(system.metrics)
+    app.include_router(page.router)
     app.include_router(pages.router)
     app.include_router(manual.router)
     if authenticators:

@@ -11,7 +11,8 @@ from pfms.jobs.job import JOB_ID
 from pfms.models.record import MODEL_ID
 
 API = "/api/v1"
-_PROBES = ("/health/", "/metrics", "/manual")  # asked often; noted only if refused
+# Asked often, or the same for everyone: noted only if refused.
+_OPEN = ("/health/", "/metrics", "/manual", "/page/")
 
 
 class Audited:
@@ -56,7 +57,7 @@ class Audited:
     def _note(self, scope: Scope, status: int | None, job: str | None) -> None:
         state, path_params = scope["state"], scope.get("path_params", {})
         path = self._template(scope)
-        if path is not None and path.startswith(_PROBES) and status is not None and status < 400:
+        if path is not None and path.startswith(_OPEN) and status is not None and status < 400:
             return
         asked = path_params.get("job_id", "")
         model = path_params.get("modelID") or QueryParams(scope["query_string"]).get("modelID", "")

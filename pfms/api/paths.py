@@ -33,6 +33,8 @@ class Paths:
             path = path.rstrip("/") or "/"
         if self._root and not self._has_prefix(path, scope["app"].routes):
             path = self._root + path
+        elif path == self._root:
+            path = f"{path}/"  # the page
         # In place, so that the outermost handler, which reports unexpected errors, sees it too.
         scope.update(path=path, root_path=self._root)
         if scope["method"] == "HEAD":

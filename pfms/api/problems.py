@@ -68,7 +68,7 @@ STATUS: dict[type[errors.PfmsError], int] = {
 }
 _CLIENT_LEFT = 499  # nginx's status for it
 _RETRY_SECONDS = 30  # for a 429 or 503 that has no estimate of its own
-_CHALLENGES = ('Bearer realm="pfms"', 'Basic realm="pfms", charset="UTF-8"')
+_BEARER, _BASIC = 'Bearer realm="pfms"', 'Basic realm="pfms", charset="UTF-8"'
 
 
 class NotFound(errors.RequestError):
@@ -140,8 +140,9 @@ def problem(
     response = JSONResponse(
         body.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE
     )
-    for challenge in _CHALLENGES if status == 401 else ():
-        response.headers.append("WWW-Authenticate", challenge)
+    if status == 401:
+        response.headers.append("WWW-Authenticate", _BEARER)
+        response.headers.append("WWW-Authenticate", _BASIC)
     return response
 
 
@@ -152,7 +153,11 @@ def problem_response(
     scope = request.scope
     request.app.state.service.metrics.refused(error.code)
     request.state.refusal = error.code
-    return problem(error, quote(scope["path"]), scope["root_path"], headers)
+    response = problem(error, quote(scope["path"]), scope["root_path"], headers)
+    if response.status_code == 401 and "x-requested-with" in request.headers:
+        # A script of a page: for Basic, the browser would open a window of its own.
+        response.headers["WWW-Authenticate"] = _BEARER
+    return response
 
 
 def responses(*kinds: type[errors.PfmsError]) -> dict[int | str, dict[str, Any]]:
