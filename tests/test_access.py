@@ -117,9 +117,9 @@ def test_each_call_is_open_to_its_scopes_and_to_no_other(guarded: Guarded, scope
 
 
 @pytest.mark.parametrize(
-    "path", ["/docs", "/docs/", "/docs/errors", "/docs/try", "/openapi.json", "/health/live"]
+    "path", ["/", "/docs", "/docs/", "/docs/errors", "/docs/try", "/openapi.json", "/health/live"]
 )
-def test_documentation_and_health_need_no_token(guarded: Guarded, path: str) -> None:
+def test_page_documentation_and_health_need_no_token(guarded: Guarded, path: str) -> None:
     assert guarded.call("GET", path).status_code == 200
 
 
@@ -131,9 +131,10 @@ def test_the_manual_needs_no_token(guarded: Guarded) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *("/", "/nothing", "/api/v1/nothing", "/healthy", "/docsx", "/openapi.json.bak"),
+        *("/page", "/nothing", "/api/v1/nothing", "/healthy", "/docsx", "/openapi.json.bak"),
         *("/health/../api/v1/jobs", "/health/%2e%2e/api/v1/jobs", "//api/v1/jobs", "/API/v1/jobs"),
         *("/docs/..%2fapi/v1/jobs", "/api/v1/jobs/health", "/metricsx", "/manuals"),
+        *("/page/x/../../api/v1/jobs", "/pagex"),
     ],
 )
 def test_no_other_path_says_without_a_token_even_what_is_there(guarded: Guarded, path: str) -> None:
@@ -142,7 +143,7 @@ def test_no_other_path_says_without_a_token_even_what_is_there(guarded: Guarded,
         answer = wire.answer("GET")
 
     # A path below an open one is not a call of another: it does not exist.
-    below_an_open_one = path.startswith(("/health/", "/docs/"))
+    below_an_open_one = path == "/page" or path.startswith(("/health/", "/docs/", "/page/"))
     assert answer.status in ((404, 422) if below_an_open_one else (401,)), answer.body
 
 

@@ -5,14 +5,12 @@ import { troubleBox } from './trouble.js';
 import { summary } from './words.js';
 
 export class Preview {
-  #api;
+  #pictures;
   #shown = null;
 
   constructor(pictures) {
     this.#pictures = pictures;
   }
-
-  #pictures;
 
   async show(job) {
     if (this.#shown === job.id) return;

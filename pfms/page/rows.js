@@ -2,7 +2,6 @@
 import { make, setText } from './dom.js';
 import { isActive, moment, stateWord, summary } from './words.js';
 
-const THUMBNAIL = '/preview.png';
 
 class Row {
   constructor(job, desk) {
@@ -10,7 +9,7 @@ class Row {
     this.desk = desk;
     const name = desk.nameOf(job);
     this.image = make('img', { alt: '', width: 96, height: 72 });
-    this.link = make('a', { href: `#job=${job.id}` }, name);
+    this.link = make('a', { href: `#job=${job.id}`, onclick: desk.follow }, name);
     this.badge = make('span', { class: 'badge' });
     this.said = make('span', {});
     this.bar = make('progress', { max: 1, 'aria-label': `Progress of ${name}` });
@@ -39,6 +38,7 @@ class Row {
     const before = this.job?.state;
     this.job = job;
     this.element.dataset.state = job.state;
+    setText(this.link, this.desk.nameOf(job)); // another row may know it a moment later
     setText(this.badge, stateWord(job.state));
     setText(this.said, summary(job));
     this.bar.hidden = job.state !== 'running';
@@ -51,7 +51,7 @@ class Row {
     if (selected) this.link.setAttribute('aria-current', 'true');
     else this.link.removeAttribute('aria-current');
     if (job.state === 'succeeded' && !job.purged_at && before !== job.state) {
-      this.desk.pictures.show(this.image, `jobs/${job.id}${THUMBNAIL}`);
+      this.desk.pictures.show(this.image, `jobs/${job.id}/preview.png?plane=axial`);
     }
   }
 }

@@ -23,7 +23,7 @@ export class Watch extends EventTarget {
   #jobs = new Map();
   #shown = [];
   #asked = 0;
-  #wake = () => {};
+  #timer = 0;
   filter = { state: '', modelID: '' };
   limit = PAGE;
   more = false;
@@ -33,6 +33,10 @@ export class Watch extends EventTarget {
   constructor(api) {
     super();
     this.#api = api;
+    document.addEventListener('visibilitychange', () => {
+      if (document.hidden) this.#stopStreams();
+      else this.refresh();
+    });
   }
 
   /** The jobs of the list, newest first. */
@@ -44,21 +48,17 @@ export class Watch extends EventTarget {
     return this.#jobs.get(id);
   }
 
-  /** Ask now and then, for as long as the page is open; less often while nobody looks. */
-  async run() {
-    document.addEventListener('visibilitychange', () => this.#wake());
-    for (;;) {
-      if (!document.hidden) await this.refresh();
-      if (document.hidden) this.#stopStreams();
-      const busy = [...this.#jobs.values()].some(isActive) || this.problem;
-      await new Promise((resolve) => {
-        this.#wake = resolve;
-        setTimeout(resolve, busy && !document.hidden ? BUSY_MS : IDLE_MS);
-      });
-    }
+  #schedule() {
+    clearTimeout(this.#timer);
+    if (document.hidden || this.problem?.status === 401) return; // until there is a token
+    const busy = this.problem || [...this.#jobs.values()].some(isActive);
+    this.#timer = setTimeout(() => this.refresh(), busy ? BUSY_MS : IDLE_MS);
   }
 
-  /** Ask for the list now; of several calls at a time, the last one counts. */
+  /**
+   * Ask for the list now, and from then on while the page can be seen; of several calls at a
+   * time, the last one counts.
+   */
   async refresh() {
     const asked = ++this.#asked;
     try {
@@ -72,6 +72,7 @@ export class Watch extends EventTarget {
     } catch (error) {
       if (asked === this.#asked) this.#tell(asProblem(error));
     }
+    this.#schedule();
   }
 
   async #lookUp(id) {
