@@ -154,8 +154,22 @@ def test_ctrl_c_cancels_all_runs(start_server: StartServer, folder: Path) -> Non
         eventually(lambda: any(job["state"] == "running" for job in jobs(server)))
         process.send_signal(signal.SIGINT)
         _, err = finish(process, 130)
-    assert "interrupted" in err
+    assert "cancelled: 2" in err
     eventually(lambda: [job["state"] for job in jobs(server)] == ["cancelled"] * 2)
+
+
+def test_ctrl_c_does_not_wait_for_a_server_that_is_away(
+    start_server: StartServer, folder: Path
+) -> None:
+    server = start_server("hangs.py")
+    with running(*LINE, cwd=folder, server=server.url) as process:
+        eventually(lambda: any(job["state"] == "running" for job in jobs(server)))
+        server.process.kill()
+        server.process.wait()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)  # the client would wait for minutes
+    assert process.returncode == 130, (out, err)
+    assert "Traceback" not in err
 
 
 # --- call after call ---------------------------------------------------------------------------

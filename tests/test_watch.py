@@ -51,7 +51,10 @@ def test_ctrl_c_ends_the_watching_alone(start_server: StartServer, tmp_path: Pat
     jobs = [server.submit() for _ in range(2)]
     with running("watch", *jobs, cwd=tmp_path, server=server.url) as process:
         follows_two(process)
+        server.process.send_signal(signal.SIGSTOP)  # no event and no heartbeat comes
         process.send_signal(signal.SIGINT)
+        process.wait(20)
+        server.process.send_signal(signal.SIGCONT)
         finish(process, 130)
     assert [server.job(job)["ended_at"] for job in jobs] == [None, None]
 

@@ -5,8 +5,8 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -14,12 +14,14 @@ from pathlib import Path
 from pfms.client.client import Client
 from pfms.client.problems import ClientError, Json, PfmsProblem, Unreachable, problem_of
 from pfms.client.updates import OnUpdate, Update
+from pfms.commands.threads import in_threads
 from pfms.commands.volumes import Task
 
 RETRY_SECONDS = 300.0  # a restart may take a while, and nobody may be there to start this again
 BUSY_SECONDS = 24 * 3600.0  # others' volumes may be before these
 
 _LISTED = 1000  # failed jobs that are known not to be of this call
+_LEAVE_SECONDS = 3.0
 _INTERRUPTED = "interrupted"
 
 
@@ -79,34 +81,30 @@ class Batch:
         self._progress = progress
         self._stopped = threading.Event()
         self._jobs: set[str] = set()  # that are not known to have ended
+        self._active: set[Task] = set()
         self._weights = self._model_sha256()
         failed = client.jobs(state="failed", model_id=model, limit=_LISTED) if again else []
         self._failed_before = {job["id"] for job in failed}
 
-    def run(self, tasks: Iterable[Task], at_a_time: int) -> Iterable[Row]:
-        """Segment all; a row as soon as each has ended. After an interruption: `cancel`."""
-        waiting = iter(tasks)
-        with ThreadPoolExecutor(at_a_time) as pool:
-            running: set[Future[Row]] = set()
-            try:
-                while True:
-                    more = itertools.islice(waiting, at_a_time - len(running))
-                    running |= {pool.submit(self._row, task) for task in more}
-                    if not running:
-                        return
-                    ended, running = wait(running, return_when=FIRST_COMPLETED)
-                    for each in ended:
-                        yield each.result()
-            except BaseException:
-                self.cancel()
-                raise
+    def run(self, tasks: Iterable[Task], at_a_time: int) -> Iterator[Row]:
+        """Segment all; a row as soon as each has ended."""
+        return in_threads(self._row, tasks, at_a_time)
 
-    def cancel(self) -> None:
-        """Cancel every job that this call waits for, and begin nothing more."""
+    def cancel(self) -> int:
+        """Cancel every job that this call waits for, and begin nothing more; how many there were.
+
+        What is being written then is finished or removed, if that does not take long.
+        """
         self._stopped.set()
+        cancelled = 0
         for job_id in list(self._jobs):
             with suppress(ClientError):
                 self._client.cancel(job_id)
+                cancelled += 1
+        until = time.monotonic() + _LEAVE_SECONDS
+        while self._active and time.monotonic() < until:
+            time.sleep(0.05)
+        return cancelled
 
     def _model_sha256(self) -> str:
         """The checksum of the weights; the first call, so that a wrong address is noticed here."""
@@ -151,9 +149,11 @@ class Batch:
 
         on_update(Update("waiting"))
         task.target.parent.mkdir(parents=True, exist_ok=True)
+        self._active.add(task)
         try:
             return self._once(task, on_update)
         finally:
+            self._active.discard(task)
             self._jobs.discard(seen)
 
     def _once(self, task: Task, on_update: OnUpdate) -> Json | None:

@@ -155,7 +155,9 @@ def _infer_all(
                 if csv:
                     write_csv(csv, filter(None, rows.values()))
         except KeyboardInterrupt:
-            fail("interrupted: the runs are cancelled", "--skip-existing goes on.", INTERRUPTED)
+            cancelled = batch.cancel()
+            remedy = "--skip-existing goes on from here."
+            fail(f"interrupted; runs that are cancelled: {cancelled}", remedy, INTERRUPTED)
     table = [row for row in rows.values() if row]
     if as_json:
         print_json({"results": [asdict(row) for row in table]})

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +19,7 @@ from pfms.commands.output import (
     print_json,
     server_client,
 )
+from pfms.commands.threads import in_threads
 
 if TYPE_CHECKING:
     from pfms.client.updates import OnUpdate
@@ -58,20 +58,14 @@ def watch(
         else:
             job_ids = list(dict.fromkeys(job_ids))
         ended = []
-        pool = ThreadPoolExecutor(_AT_A_TIME)
         try:
             with _display() as show:
-                waits = [pool.submit(client.wait, each, show) for each in job_ids]
-                for wait in as_completed(waits):
-                    job = wait.result()
+                for job in in_threads(lambda each: client.wait(each, show), job_ids, _AT_A_TIME):
                     ended.append(job)
                     if not as_json:
                         typer.echo(f"{job['id']}  {job['state']}  {outcome(job)}")
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        finally:
-            client.close()  # which ends what still waits
-            pool.shutdown(cancel_futures=True)
     if as_json:
         print_json({"jobs": ended})
     if any(job["state"] != "succeeded" for job in ended):
