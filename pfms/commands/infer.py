@@ -169,7 +169,7 @@ def _infer_all(
     failed = [row for row in table if row.error]
     if failed:
         remedy = "--skip-existing tries these again."
-        unreachable = all(row.error.startswith("unreachable") for row in failed)
+        unreachable = any(row.error.startswith("unreachable") for row in failed)
         code = UNREACHABLE if unreachable else FAILED
         fail(f"{len(failed)} of {len(table)} volumes have no result", remedy, code)
 
