@@ -85,6 +85,18 @@ def test_a_volume_may_come_in_many_forms(
     assert (tmp_path / "out.nii.gz").read_bytes() == done.content
 
 
+def test_files_may_be_named_by_text(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "out.nii.gz"
+    with Client(server.url) as client:
+        job = client.infer(nifti_bytes(), "demo", str(target))
+        assert job is not None
+        made = target.read_bytes()
+        client.save_result(job["id"], str(target))
+        assert target.read_bytes() == made
+        client.upload_model(str(ROOT / "examples" / "demo_model.pth"), "by-text")
+        client.remove_model("by-text")
+
+
 def test_what_is_no_volume_is_a_type_error(server: Server) -> None:
     with Client(server.url) as client, pytest.raises(TypeError, match="not int"):
         client.segment(5, "demo")

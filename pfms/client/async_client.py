@@ -8,6 +8,7 @@ import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -82,11 +83,11 @@ class AsyncClient:
         return await self._http.get(f"/spleenseg/modelpth/{quoted(model_id)}", "modelID")
 
     async def upload_model(
-        self, path: Path, model_id: str, on_update: OnUpdate | None = None
+        self, path: str | PathLike[str], model_id: str, on_update: OnUpdate | None = None
     ) -> Json:
         """Store weights under a model ID, replacing any model with that ID."""
-        to, params = "/spleenseg/modelpth/", {"modelID": model_id}
-        async with self._http.upload(to, path.open("rb"), on_update, params=params) as response:
+        to, file, params = "/spleenseg/modelpth/", Sendable(path).open(), {"modelID": model_id}
+        async with self._http.upload(to, file, on_update, params=params) as response:
             return await self._http.json(response, "modelID")
 
     async def remove_model(self, model_id: str) -> None:
@@ -126,7 +127,7 @@ class AsyncClient:
         self,
         volume: Volume,
         model: str,
-        target: Path,
+        target: str | PathLike[str],
         *,
         resultant: str = "labels",
         key: str | None = None,
@@ -139,7 +140,7 @@ class AsyncClient:
         Returns:
             The job as it ended; None from a server that keeps no jobs.
         """
-        job, _ = await self._run(volume, model, target, resultant, key, on_update)
+        job, _ = await self._run(volume, model, Path(target), resultant, key, on_update)
         return job
 
     async def submit(
@@ -259,12 +260,12 @@ class AsyncClient:
     async def save_result(
         self,
         job_id: str,
-        target: Path,
+        target: str | PathLike[str],
         resultant: str = "labels",
         on_update: OnUpdate | None = None,
     ) -> None:
         """Download a job's result; `target` appears once complete."""
-        await self._fetch(job_id, target, resultant, on_update)
+        await self._fetch(job_id, Path(target), resultant, on_update)
 
     async def _fetch(
         self, job_id: str, target: Path | None, resultant: str, on_update: OnUpdate | None

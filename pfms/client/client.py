@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,10 +80,12 @@ class Client:
         """Everything that is known about a model."""
         return self._http.get(f"/spleenseg/modelpth/{quoted(model_id)}", "modelID")
 
-    def upload_model(self, path: Path, model_id: str, on_update: OnUpdate | None = None) -> Json:
+    def upload_model(
+        self, path: str | PathLike[str], model_id: str, on_update: OnUpdate | None = None
+    ) -> Json:
         """Store weights under a model ID, replacing any model with that ID."""
-        to, params = "/spleenseg/modelpth/", {"modelID": model_id}
-        with self._http.upload(to, path.open("rb"), on_update, params=params) as response:
+        to, file, params = "/spleenseg/modelpth/", Sendable(path).open(), {"modelID": model_id}
+        with self._http.upload(to, file, on_update, params=params) as response:
             return self._http.json(response, "modelID")
 
     def remove_model(self, model_id: str) -> None:
@@ -122,7 +125,7 @@ class Client:
         self,
         volume: Volume,
         model: str,
-        target: Path,
+        target: str | PathLike[str],
         *,
         resultant: str = "labels",
         key: str | None = None,
@@ -135,7 +138,7 @@ class Client:
         Returns:
             The job as it ended; None from a server that keeps no jobs.
         """
-        job, _ = self._run(volume, model, target, resultant, key, on_update)
+        job, _ = self._run(volume, model, Path(target), resultant, key, on_update)
         return job
 
     def submit(
@@ -255,12 +258,12 @@ class Client:
     def save_result(
         self,
         job_id: str,
-        target: Path,
+        target: str | PathLike[str],
         resultant: str = "labels",
         on_update: OnUpdate | None = None,
     ) -> None:
         """Download a job's result; `target` appears once complete."""
-        self._fetch(job_id, target, resultant, on_update)
+        self._fetch(job_id, Path(target), resultant, on_update)
 
     def _fetch(
         self, job_id: str, target: Path | None, resultant: str, on_update: OnUpdate | None
