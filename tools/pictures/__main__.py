@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from tools.manual import reference
 from tools.manual.sources import DIAGRAM, picture_of
-from tools.pictures import answers, diagrams, terminal
+from tools.pictures import answers, browser, diagrams, terminal
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OUT = ROOT / "docs" / "pictures"
@@ -64,6 +64,7 @@ def of_the_terminal(folder: Path) -> Iterator[tuple[str, str]]:
         yield "progress", terminal.svg(segmented.last_with("segmenting"))
         yield "jobs", terminal.svg(shell.run("pfms jobs list").last())
         yield "doctor", terminal.svg(shell.run("pfms doctor --port 0").last())
+        browser.picture_of_a_run(url, folder / "ct.nii.gz", "myspleen", OUT / "page.png")
         found = answers.record(url, folder, shell.instead)
         reference.ANSWERS.write_text(json.dumps(found, indent=2) + "\n")
     yield "demo", terminal.svg(shell.run("pfms demo").last())
