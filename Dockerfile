@@ -13,8 +13,9 @@
 
 FROM python:3.11-slim AS builder
 
-# PID 1 of the image: forwards signals, and reaps what a killed run leaves behind.
-RUN apt-get update && apt-get install -y --no-install-recommends tini
+# tini is PID 1 of the image: it forwards signals, and reaps what a killed run leaves behind. npm
+# fetches the viewer of the page.
+RUN apt-get update && apt-get install -y --no-install-recommends tini npm
 
 # The same step as `make install`, in the folder where the package will be found later. Only the
 # files that determine the libraries are copied, so that a source change does not repeat it.
@@ -37,6 +38,10 @@ COPY examples examples
 COPY tools/manual tools/manual
 COPY pfms pfms
 RUN PYTHONPATH=/opt/zensical /opt/venv/bin/python -m tools.manual
+
+# The viewer of the page, of locked versions; the page works without it, too.
+COPY tools/viewer tools/viewer
+RUN mkdir pfms/page/vendor && /opt/venv/bin/python -m tools.viewer
 
 
 FROM python:3.11-slim
@@ -65,6 +70,7 @@ COPY docker/start.sh docker/start-reload.sh docker/healthcheck.py /
 # Python finds them as /srv/pfms, because the environment was installed to look there.
 COPY pfms /app
 COPY --from=builder /srv/pfms/manual /app/manual
+COPY --from=builder /srv/pfms/page/vendor /app/page/vendor
 RUN ln -s /app /srv/pfms \
     && mkdir /workspace \
     && python -m compileall -q /app \

@@ -9,6 +9,7 @@
 #   make pictures    make the pictures of the manual again (needs npm and Chromium)
 #   make audit       look up every pinned version in the database of known weaknesses
 #   make demo-model  train the demo weights again (about 15 minutes)
+#   make viewer      fetch the viewer of the page, with npm; demo, serve and test do, too
 #   make install     build .venv, as the others do if needed
 #
 #   TORCH_INDEX=URL  installs torch from there: PyTorch's CPU build, for a machine without a GPU
@@ -21,9 +22,10 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 MANUAL := pfms/manual/index.html
+VIEWER := pfms/page/vendor/niivue.js
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve docs pictures test test-all lint audit bench demo-model another-index
+.PHONY: help install demo serve docs viewer pictures test test-all lint audit bench demo-model another-index
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -43,13 +45,19 @@ $(STAMP): another-index
 endif
 endif
 
-demo: $(STAMP) $(MANUAL)
+demo: $(STAMP) $(MANUAL) $(VIEWER)
 	@$(BIN)/pfms demo
 
-serve: $(STAMP) $(MANUAL)
+serve: $(STAMP) $(MANUAL) $(VIEWER)
 	@$(BIN)/pfms serve
 
 docs: $(MANUAL)
+
+viewer: $(VIEWER)
+
+# Without npm there is none, and it is tried again the next time.
+$(VIEWER): $(wildcard tools/viewer/* tools/viewer/.npmrc) | $(STAMP)
+	@$(BIN)/python -m tools.viewer
 
 $(MANUAL): $(STAMP) $(wildcard *.md */README.md docs/* docs/pictures/* tools/manual/* pfms/errors.py pfms/api/*.py)
 	@$(BIN)/python -m tools.manual
@@ -57,10 +65,10 @@ $(MANUAL): $(STAMP) $(wildcard *.md */README.md docs/* docs/pictures/* tools/man
 pictures: $(STAMP)
 	@$(BIN)/python -m tools.pictures
 
-test: $(STAMP)
+test: $(STAMP) $(VIEWER)
 	$(BIN)/python -m pytest -m "not every"
 
-test-all: $(STAMP)
+test-all: $(STAMP) $(VIEWER)
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)

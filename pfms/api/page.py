@@ -1,7 +1,7 @@
 """The page at `/`: its files, and the policy that keeps it from every other host.
 
-The files lie in `pfms/page/` and are held in memory. One of them, the viewer, is built from the npm
-package NiiVue. Without it the page shows the server's previews, and says why.
+The files lie in `pfms/page/` and are held in memory. Those in `vendor/`, the viewer NiiVue, are
+fetched with npm (tools/viewer). Without them the page shows the server's previews, and says why.
 """
 
 import asyncio
@@ -25,7 +25,8 @@ _VIEWER = "vendor/niivue.js"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".txt": "text/plain"}
 # Scripts, styles and calls of this server alone, and no script or HTML that is made from a text.
 # Pictures are fetched with the token, and so come from `blob:`; NiiVue has its letters and shading
-# within itself, as `data:`.
+# within itself, as `data:`. It needs no `wasm-unsafe-eval`: only its reader of Zarr, which is never
+# called, has WebAssembly.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "

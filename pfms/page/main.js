@@ -12,6 +12,7 @@ import { Rows } from './rows.js';
 import { SignIn } from './signin.js';
 import { showTrouble } from './trouble.js';
 import { Uploads } from './uploads.js';
+import { Viewer } from './viewer.js';
 import { Watch } from './watch.js';
 import { nameless, STATES, stateWord } from './words.js';
 
@@ -21,11 +22,13 @@ const signIn = new SignIn(api);
 const models = new Models(api);
 const watch = new Watch(api);
 const pictures = new Pictures(api);
+const views = [new Viewer(api), new Preview(pictures)];
 
 const desk = {
   api,
   pictures,
-  viewer: new Preview(pictures),
+  show: (job) => views.forEach((view) => view.show(job)),
+  clear: () => views.forEach((view) => view.clear()),
   fileNameOf: (job) => names.get(job.id),
   nameOf: (job) => names.get(job.id) ?? nameless(job),
   cancel: (job) => act(() => api.call(`jobs/${job.id}/cancel`, { method: 'POST' })),

@@ -12,7 +12,7 @@ export class Panel {
   #state = '';
   #logTimer = 0;
 
-  /** @param desk `api`, `pictures`, `nameOf(job)`, `viewer` */
+  /** @param desk `api`, `pictures`, `nameOf(job)`, `fileNameOf(job)`, `show(job)`, `clear()` */
   constructor(desk) {
     this.#desk = desk;
     byId('download').addEventListener('click', () => this.#download('result', '-spleen.nii.gz'));
@@ -48,7 +48,7 @@ export class Panel {
   hide() {
     this.#job = null;
     byId('run').hidden = true;
-    this.#desk.viewer.clear();
+    this.#desk.clear();
   }
 
   #showFacts(job) {
@@ -82,8 +82,8 @@ export class Panel {
     byId('download').hidden = !done;
     byId('bundle').hidden = isActive(job);
     if (job.error) showTrouble(byId('run-trouble'), new Problem(job.error));
-    if (done) this.#desk.viewer.show(job);
-    else this.#desk.viewer.clear();
+    if (done) this.#desk.show(job);
+    else this.#desk.clear();
   }
 
   async #download(what, ending) {
