@@ -8,6 +8,8 @@
 # PFMS_TOKENS_FILE=/workspace/tokens.json (pfms tokens add makes it), or PFMS_INSECURE=true for everyone
 # who reaches the published port.
 #
+# With Ray, for PFMS_EXECUTOR=ray and for its nodes: --build-arg EXTRAS=server,plugin,ray
+#
 # Without a GPU: --build-arg TORCH_INDEX=URL installs torch from there (PyTorch's CPU build is
 # several GB smaller), and no --gpus. CONTRIBUTING.md says how this file is tested without Docker.
 
@@ -20,12 +22,13 @@ RUN apt-get update && apt-get install -y --no-install-recommends tini npm
 # The same step as `make install`, in the folder where the package will be found later. Only the
 # files that determine the libraries are copied, so that a source change does not repeat it.
 ARG TORCH_INDEX=
+ARG EXTRAS=server,plugin
 ENV PIP_NO_CACHE_DIR=1
 WORKDIR /srv
 COPY pyproject.toml constraints.txt ./
 COPY tools/install.py tools/
 RUN mkdir pfms && touch pfms/__init__.py README.md \
-    && python tools/install.py --venv /opt/venv --extras server,plugin --torch-index "$TORCH_INDEX"
+    && python tools/install.py --venv /opt/venv --extras "$EXTRAS" --torch-index "$TORCH_INDEX"
 
 # The manual, built by a program that the image does not keep.
 RUN /opt/venv/bin/pip install --target /opt/zensical --constraint constraints.txt zensical

@@ -11,6 +11,7 @@
 #   make demo-model  train the demo weights again (about 15 minutes)
 #   make viewer      fetch the viewer of the page, with npm; demo, serve and test do, too
 #   make install     build .venv, as the others do if needed
+#   make install-ray add Ray to it, for PFMS_EXECUTOR=ray
 #
 #   TORCH_INDEX=URL  installs torch from there: PyTorch's CPU build, for a machine without a GPU
 #   PYTHON=PATH      builds .venv with this Python
@@ -21,11 +22,12 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3 python; do \
 TORCH_INDEX ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+RAY_STAMP := .venv/.installed-ray
 MANUAL := pfms/manual/index.html
 VIEWER := pfms/page/vendor/niivue.js
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo serve docs viewer pictures test test-all lint audit bench demo-model another-index
+.PHONY: help install install-ray demo serve docs viewer pictures test test-all lint audit bench demo-model another-index
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -36,6 +38,12 @@ $(STAMP): pyproject.toml constraints.txt tools/install.py
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "pfms needs Python 3.11 or 3.12, and none was found: make PYTHON=/path/to/python3.11" >&2; exit 2; fi
 	@"$(PYTHON)" tools/install.py --torch-index "$(TORCH_INDEX)"
+	@touch $@
+
+install-ray: $(RAY_STAMP)
+
+$(RAY_STAMP): $(STAMP)
+	@"$(PYTHON)" tools/install.py --extras ray
 	@touch $@
 
 # An index that differs from the one .venv was built with rebuilds it; without one, it stays as it is.

@@ -83,7 +83,8 @@ def test_a_start_script_is_proper_shell_and_may_be_executed(name: str) -> None:
 def test_the_image_is_installed_by_the_step_that_make_takes() -> None:
     builder, _ = image.stages(read("Dockerfile"))
     [step] = [s.rest for s in builder if s.word == "RUN" and "tools/install.py" in s.rest]
-    line = step[step.index("tools/install.py") :]
+    [extras] = [s.rest for s in builder if s.word == "ARG" and s.rest.startswith("EXTRAS=")]
+    line = step[step.index("tools/install.py") :].replace("$EXTRAS", extras.partition("=")[2])
     options = install.arguments().parse_args(shlex.split(line)[1:])
     assert options.extras == "server,plugin"  # no development tools
     assert options.venv == Path("/opt/venv")

@@ -37,13 +37,13 @@ def pins() -> dict[str, dict[str, str]]:
     return found
 
 
-def installed() -> dict[str, str]:
-    """The versions of all that pfms and the plugin ask for, directly or by another."""
+def installed(*extras: str) -> dict[str, str]:
+    """The versions of all that pfms with these extras and the plugin ask for, directly or not."""
     # spleenseg is installed without what its metadata requires.
-    todo = [("pfms", frozenset({"server", "plugin", "dev", "docs"})), ("spleenseg", frozenset())]
+    todo = [("pfms", frozenset(extras)), ("spleenseg", frozenset())]
     seen: dict[tuple[str, frozenset[str]], str] = {}
     while todo:
-        name, extras = asked = todo.pop()
+        name, _ = asked = todo.pop()
         try:
             found = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
@@ -52,7 +52,7 @@ def installed() -> dict[str, str]:
         for line in [] if name == "spleenseg" else found.requires or []:
             wanted = Requirement(line)
             marker = wanted.marker
-            if marker is None or any(marker.evaluate({"extra": e}) for e in ("", *extras)):
+            if marker is None or any(marker.evaluate({"extra": e}) for e in ("", *asked[1])):
                 asks = (name_of(wanted.name), frozenset(wanted.extras))
                 todo += [asks] if asks not in seen else []
     return {name: version for (name, _), version in seen.items() if name != "pfms"}
@@ -60,9 +60,13 @@ def installed() -> dict[str, str]:
 
 def test_what_is_installed_is_what_is_pinned() -> None:
     everywhere, *elsewhere = pins().values()
+    [of_ray] = [apart for apart in elsewhere if "ray" in apart]
     # What the CUDA build of torch brings along is pinned by torch, or apart.
     cuda = re.compile(r"nvidia-(?!ml-py)|cuda-|triton")
-    there = {name: version for name, version in installed().items() if not cuda.match(name)}
+    found = installed("server", "plugin", "dev", "docs")
+    there = {name: version for name, version in found.items() if not cuda.match(name)}
+    with_ray = installed("server", "ray").items()  # no more of it where Ray is not installed
+    assert with_ray <= (everywhere | of_ray).items()
     assert there.items() <= everywhere.items()
     if sys.version_info[:2] == (3, 11):  # 3.12 needs fewer
         assert everywhere.keys() <= there.keys()
@@ -122,6 +126,12 @@ def test_make_installs_once_and_again_when_an_input_has_changed(checkout: Path, 
         assert (checkout / "calls").stat().st_size > made, path
         os.utime(checkout / path, (now - 1, now - 1))
         os.utime(checkout / ".venv" / ".installed", (now, now))
+
+
+def test_make_adds_ray_once(checkout: Path, make: Make) -> None:
+    for _ in range(2):
+        assert make("install-ray", "PYTHON=./a-python").returncode == 0
+    assert calls(checkout) == ["tools/install.py --torch-index ", "tools/install.py --extras ray"]
 
 
 def test_make_installs_again_for_another_torch_index_and_then_stays_with_it(

@@ -1,8 +1,10 @@
 """Chooses a server's executor."""
 
+import importlib.util
 import logging
 import sys
 
+from pfms.errors import StartError
 from pfms.executors.base import Executor
 from pfms.executors.environment import run_environment
 from pfms.executors.fresh import FreshExecutor
@@ -44,3 +46,16 @@ def _why_not_warm(command: PluginCommand) -> str:
     if sys.platform != "linux":
         return "the plugin can be kept ready and forked only on Linux"
     return ""
+
+
+def need_ray() -> None:
+    """See that Ray, which is an extra, is installed.
+
+    Raises:
+        StartError: It is not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise StartError(
+            "PFMS_EXECUTOR=ray needs Ray, which is not installed.",
+            "Install it: `make install-ray`, or pip install 'pfms[ray]'.",
+        )
