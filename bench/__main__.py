@@ -24,6 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 # In this order; each is a module with `measure(task)`.
 BENCHES = (
     "start",
+    "page",
     "latency",
     "queued",
     "records",

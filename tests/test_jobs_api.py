@@ -248,6 +248,10 @@ def test_the_list_is_filtered_and_paged(start_server: StartServer) -> None:
     assert seen == made[::-1]
     assert server.http.get("/jobs", params={"state": "failed"}).json()["jobs"] == []
     assert server.http.get("/jobs", params={"modelID": "nobody"}).json()["jobs"] == []
+    other = ended(server, submit(server, content=nifti_bytes((20, 20, 20))))
+    same = {"volume": other["volume"]["sha256"]}
+    listed = server.http.get("/jobs", params=same).json()["jobs"]
+    assert [job["id"] for job in listed] == [other["id"]]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
+from pfms.storage.workspace import Workspace
 from tests import tokens
 from tests.browser import Tab, a_browser, a_tab
 from tests.conftest import Server, nifti_bytes, seed_model, start
+from tests.test_job import job
+from tests.test_records import ids
 
 VOLUME = nifti_bytes((60, 60, 40))
 
@@ -147,6 +150,44 @@ def test_a_run_is_repeated_and_removed_and_the_list_is_filtered(tab: Tab) -> Non
     expect(Row(tab, "again.nii.gz").link).to_have_count(1)
     tab.page.locator("#filter-model").select_option("staged")
     expect(tab.page.get_by_text("There is no run to show")).to_be_visible()
+
+
+def test_a_long_list_is_shown_in_steps_and_only_its_beginning_is_asked_for_again(
+    browser: Browser, tmp_path: Path
+) -> None:
+    seed_model(tmp_path / "workspace")
+    one = start(tmp_path / "workspace")
+    one.stop()
+    place = Workspace(tmp_path / "workspace")
+    for minute, job_id in enumerate(ids(70)):
+        place.job(job_id).lay_out()
+        old = job(id=job_id, created_at=f"2026-11-23T{minute // 60:02}:{minute % 60:02}:00.000000Z")
+        place.job(job_id).record.write_text(old.moved("cancelled").model_dump_json())
+    one = start(tmp_path / "workspace")
+    try:
+        with a_tab(browser, one, tmp_path) as tab:
+            rows = tab.open().page.locator("#runs > li")
+            more = tab.page.get_by_role("button", name="Show more")
+            for count in (30, 60):
+                expect(rows).to_have_count(count)
+                more.click()
+            expect(rows).to_have_count(70)
+            expect(more).to_be_hidden()
+            names = rows.locator("a").all_text_contents()
+            tab.asked.clear()
+            tab.drop(newest__nii__gz=VOLUME)
+            expect(Row(tab, "newest.nii.gz").badge).to_have_text("Done")
+            expect(rows).to_have_count(71)
+            assert rows.locator("a").all_text_contents()[1:] == names
+            lists = [url for url in tab.asked if "/jobs?" in url and "volume=" not in url]
+            assert lists
+            assert all(url.endswith("limit=30") for url in lists)
+            rows.last.get_by_role("button", name="Remove").click()
+            tab.page.get_by_role("dialog").get_by_role("button", name="Remove").click()
+            expect(rows).to_have_count(70)
+            assert rows.locator("a").all_text_contents()[1:] == names[:-1]
+    finally:
+        one.stop()
 
 
 # --- what goes wrong ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import httpx
@@ -39,7 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that asks for a token."""
     folder = tmp_path_factory.mktemp("viewer")
     token = tokens.add(folder / "tokens.json", "viewer", "infer")
-    for name, plugin in (("demo", "ok"), ("half", "half")):
+    for name, plugin in (("demo", "ok"), ("half", "half"), ("empty", "empty")):
         seed_model(folder / "workspace", name, plugin.encode())
     one = start(folder / "workspace", "as_the_model_says.py", tokens_file=folder / "tokens.json")
     one.http.headers["Authorization"] = f"Bearer {token}"
@@ -205,6 +206,95 @@ def test_two_runs_of_a_volume_are_compared(tab: Tab, tmp_path: Path) -> None:
     alone = shown(page, tmp_path / "alone.png")
     assert warm(alone) == (0, 0)
     assert coloured(alone) > 3000
+
+
+def test_where_no_spleen_was_found_the_page_says_so(tab: Tab) -> None:
+    page = tab.page
+    page.get_by_label("Model").first.select_option("empty")
+    content = nifti_bytes((40, 40, 30), seed=5)
+    see(tab, "none__nii__gz", content)
+    expect(page.locator("#viewer-volume")).to_have_text("Spleen 0.00 ml")
+    expect(page.locator("#viewer-histogram")).to_contain_text("No voxel is labelled as spleen")
+    Row(tab, "none.nii.gz").press("Rerun")
+    expect(Row(tab, "none.nii.gz").badge).to_have_text(["Done", "Done"])
+    page.get_by_label("Compare with").select_option(index=1)
+    expect(page.locator("#viewer-difference")).to_contain_text("there is no Dice coefficient")
+    check_accessible(page)
+
+
+def test_a_large_volume_is_drawn_with_fewer_voxels_and_with_all_on_demand(
+    tab: Tab, tmp_path: Path
+) -> None:
+    page = tab.page
+    voxels = np.full((256, 256, 260), -1000, np.int16)  # a few more than are drawn at once
+    voxels[101:161, 101:161, 101:161] = 50
+    large = gzip.compress(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 1.0, 1.0])).to_bytes(), 1)
+    see(tab, "large__nii__gz", large)
+    expect(page.locator("#viewer-drawn")).to_contain_text("one voxel of 2 × 1 × 1")
+    expect(page.locator("#viewer-place")).to_contain_text(
+        "50 HU, in the spleen at R 130.5, A 130.5"
+    )
+    assert coloured(shown(page, tmp_path / "thinned.png")) > 5000
+    check_accessible(page)
+    page.get_by_role("button", name="Show every voxel").click()
+    expect(page.locator("#viewer-thinned")).to_be_hidden()
+    expect(page.locator("#viewer-state")).to_be_empty()
+    assert coloured(shown(page, tmp_path / "whole.png")) > 5000
+    expect(page.locator("#viewer-histogram")).to_contain_text("mean 50 HU")
+
+
+def test_a_thinned_volume_has_some_of_the_voxels_where_they_were(tab: Tab) -> None:
+    voxels = np.arange(9 * 7 * 5).reshape(9, 7, 5, order="F") % 251
+    affine = nib.affines.from_matvec(rotation(0.3) @ np.diag([0.7, -0.8, 2.5]), [10, -20, 30])
+    module = next(url for url in tab.asked if url.endswith("/nifti.js"))
+    steps = [4, 2, 1]
+    kinds = (nib.Nifti1Image, nib.Nifti2Image)
+    for kind, order, dtype in product(kinds, "<>", ("u1", "i2", "f4", "f8")):
+        header = kind.header_class(endianness=order)
+        image = kind(voxels.astype(f"{order}{dtype}"), affine, header)
+        image.set_qform(affine, 1)
+        image.header.set_slope_inter(2, -5)
+        thin, values, hu = tab.page.evaluate(
+            """async ([module, bytes, steps]) => {
+                const { Nifti } = await import(module);
+                const nifti = new Nifti(new Uint8Array(bytes).buffer);
+                const thin = nifti.thinned(steps);
+                const { slope, intercept, voxels } = nifti;
+                return [[...new Uint8Array(thin.buffer)], [...voxels], [slope, intercept]];
+            }""",
+            [module, list(image.to_bytes()), steps],
+        )
+        assert np.array_equal(values, voxels.ravel(order="F"))
+        assert hu == [2, -5]
+        thinned = kind.from_bytes(bytes(thin))
+        kept = voxels[::4, ::2, ::1]
+        assert np.array_equal(thinned.dataobj, 2.0 * kept - 5)
+        ends = np.array([[0, 0, 0], [n - 1 for n in kept.shape]])
+        expected = nib.affines.apply_affine(affine, ends * steps)
+        for found in (thinned.get_sform(), thinned.get_qform()):
+            assert np.allclose(nib.affines.apply_affine(found, ends), expected, atol=1e-4)
+
+
+def rotation(angle: float) -> NDArray[np.float64]:
+    """About two axes: an oblique volume."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, c, -s], [0, s, c]]
+    )
+
+
+def test_an_oblique_volume_is_seen_where_it_is(tab: Tab, tmp_path: Path) -> None:
+    voxels = np.full((50, 40, 30), -1000, np.int16)
+    voxels[5:16, 20:37, 4:13] = 50
+    affine = nib.affines.from_matvec(rotation(0.3) @ np.diag([2.0, 3.0, 4.0]), [-40, -70, 15])
+    see(tab, "oblique__nii__gz", gzip.compress(nib.Nifti1Image(voxels, affine).to_bytes()))
+    x, y, z = nib.affines.apply_affine(affine, [10, 28, 8])
+    place = tab.page.locator("#viewer-place")
+    expect(place).to_contain_text("50 HU, in the spleen at ")
+    text = (place.text_content() or "").partition(" at ")[2].removesuffix(" mm")
+    at = [float(part[2:]) * (-1 if part[0] in "LPI" else 1) for part in text.split(", ")]
+    assert at == pytest.approx([x, y, z], abs=0.2)
+    assert coloured(shown(tab.page, tmp_path / "oblique.png")) > 2000
 
 
 @pytest.mark.parametrize("orientation", ["LPS", "PIR"])

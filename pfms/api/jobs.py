@@ -58,12 +58,13 @@ async def list_jobs(
     caller: CallerDep,
     state: State | None = None,
     modelID: str | None = None,
+    volume: Annotated[str | None, Query(description="SHA-256 of the volume that was sent")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> JobPage:
     """The caller's jobs, newest first, in pages; all jobs for `admin`."""
     found, following = await service.archive.page(
-        seen_by=caller, limit=limit, cursor=cursor, state=state, model_id=modelID
+        seen_by=caller, limit=limit, cursor=cursor, state=state, model_id=modelID, volume=volume
     )
     return JobPage(jobs=[JobView.of(status) for status in found], next=following)
 

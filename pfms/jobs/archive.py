@@ -130,6 +130,7 @@ class Archive:
         cursor: str | None,
         state: State | None,
         model_id: str | None,
+        volume: str | None,
     ) -> tuple[list[JobStatus], str | None]:
         """A page of the jobs that a caller may see, newest first, and the cursor of the next page.
 
@@ -150,6 +151,7 @@ class Archive:
             before=before,
             state=state,
             model_id=model_id,
+            volume=volume,
             seen_by=seen_by,
         )
         following = (

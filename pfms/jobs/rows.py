@@ -73,9 +73,13 @@ class Rows:
         before: tuple[str, str] | None = None,
         state: State | None = None,
         model_id: str | None = None,
+        volume: str | None = None,
         seen_by: Caller = ANYONE,
     ) -> list[Job]:
-        """Jobs, newest first; `before` is the (created_at, id) of the last one already seen."""
+        """Jobs, newest first.
+
+        `volume` is a SHA-256; `before` is the (created_at, id) of the last one already seen.
+        """
         conditions = ["true"]
         values: list[str | None] = []
         if not seen_by.sees_all:
@@ -87,6 +91,9 @@ class Rows:
         if model_id is not None:
             conditions.append("model_id = ?")
             values.append(model_id)
+        if volume is not None:
+            conditions.append("json_valid(record) AND json_extract(record, '$.volume.sha256') = ?")
+            values.append(volume)
         if before is not None:
             conditions.append("(created_at, id) < (?, ?)")
             values.extend(before)

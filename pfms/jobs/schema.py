@@ -62,6 +62,12 @@ _BYTES = (
     "CREATE INDEX jobs_by_bytes ON jobs (owner, bytes) WHERE bytes > 0",
 )
 
+_VOLUMES = (
+    """CREATE INDEX IF NOT EXISTS jobs_by_volume
+        ON jobs (json_extract(record, '$.volume.sha256'), created_at, id)
+        WHERE json_valid(record)""",
+)
+
 
 def prepare_tables(connection: sqlite3.Connection) -> None:
     """Create the tables, or migrate old ones with all their rows.
@@ -98,4 +104,10 @@ def _to_version_3(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-_STEPS = (_to_version_1, _to_version_2, _to_version_3)  # the n-th makes version n of the one before
+def _to_version_4(connection: sqlite3.Connection) -> None:
+    for statement in _VOLUMES:
+        connection.execute(statement)
+
+
+# The n-th makes version n of the one before
+_STEPS = (_to_version_1, _to_version_2, _to_version_3, _to_version_4)

@@ -12,9 +12,9 @@ function draw(tag, attributes, ...children) {
   return node;
 }
 
-/** @param {?object} histogram of `measure`; null where there is no spleen */
+/** @param {?object} histogram of `measure`; null where nothing is labelled */
 export function histogramOf(histogram) {
-  if (!histogram) return [];
+  if (!histogram) return [make('p', { class: 'faint' }, 'No voxel is labelled as spleen, so there is no histogram.')];
   const { from, to, width, bars, mean, deviation, median } = histogram;
   const highest = Math.max(...bars);
   const step = WIDTH / bars.length;

@@ -48,6 +48,7 @@ const desk = {
     await act(async () => {
       await api.call(`jobs/${job.id}`, { method: 'DELETE' });
       pictures.forget(job.id);
+      watch.forget(job.id);
       if (chosen() === job.id) location.hash = '';
     });
   },

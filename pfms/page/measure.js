@@ -1,4 +1,4 @@
-/** What is measured in label maps, voxel by voxel. Images are NiiVue's: `img`, `hdr`. */
+/** What is measured in label maps, voxel by voxel. */
 
 const LEAST = -1024; // HU; values beyond these are counted at the ends
 const MOST = 3071;
@@ -7,12 +7,15 @@ const BARS = 40; // at most
 /**
  * The labels of a CT, in one pass.
  *
- * @returns {{middle: number[], histogram: ?object}} `middle` is their centre in mm, or that of the
- *   grid where there are none; `histogram` is null then
+ * @param {Nifti} ct
+ * @param {Nifti} labels on the same grid: 0, and 1 for the spleen
+ * @returns {{middle: number[], histogram: ?object}} `middle` is their centre in voxels, or that of
+ *   the grid where there are none; `histogram` is null then
  */
 export function measure(ct, labels) {
-  const { dims: [, nx, ny, nz], affine } = labels.hdr;
-  const { scl_slope: slope, scl_inter: intercept } = ct.hdr;
+  const [nx, ny, nz] = labels.shape;
+  const { slope, intercept, voxels: values } = ct;
+  const { voxels } = labels;
   const counts = new Uint32Array(MOST - LEAST + 1);
   const sum = [0, 0, 0];
   let count = 0;
@@ -22,8 +25,8 @@ export function measure(ct, labels) {
   for (let z = 0; z < nz; z++) {
     for (let y = 0; y < ny; y++) {
       for (let x = 0; x < nx; x++) {
-        if (labels.img[++at] === 0) continue;
-        const hu = ct.img[at] * slope + intercept;
+        if (voxels[++at] === 0) continue;
+        const hu = Number(values[at]) * slope + intercept;
         count += 1;
         total += hu;
         squares += hu * hu;
@@ -34,14 +37,13 @@ export function measure(ct, labels) {
       }
     }
   }
-  const voxel = count ? sum.map((n) => n / count) : [nx, ny, nz].map((n) => (n - 1) / 2);
-  const middle = affine
-    .slice(0, 3)
-    .map(([a, b, c, d]) => a * voxel[0] + b * voxel[1] + c * voxel[2] + d);
-  if (count === 0) return { middle, histogram: null };
+  if (count === 0) return { middle: labels.shape.map((n) => (n - 1) / 2), histogram: null };
   const mean = total / count;
   const deviation = Math.sqrt(Math.max(squares / count - mean * mean, 0));
-  return { middle, histogram: { mean, deviation, ...binned(counts, count) } };
+  return {
+    middle: sum.map((n) => n / count),
+    histogram: { mean, deviation, ...binned(counts, count) },
+  };
 }
 
 /** Bars of whole HU from the 0.5th to the 99.5th percentile, and the median. */
@@ -58,8 +60,12 @@ function binned(counts, count) {
   return { from: low + LEAST, to: high + LEAST, median: median + LEAST, width, bars };
 }
 
-/** The Dice coefficient of two label maps on one grid: 0 to 1; 1 if both are empty. */
-export function dice({ img: a }, { img: b }) {
+/**
+ * The Dice coefficient of two label maps on one grid.
+ *
+ * @returns {?number} 0 to 1; null where both are empty
+ */
+export function dice({ voxels: a }, { voxels: b }) {
   let both = 0;
   let sum = 0;
   for (let at = 0; at < a.length; at++) {
@@ -68,5 +74,5 @@ export function dice({ img: a }, { img: b }) {
     both += inA && inB;
     sum += inA + inB;
   }
-  return sum ? (2 * both) / sum : 1;
+  return sum ? (2 * both) / sum : null;
 }

@@ -1,5 +1,5 @@
 /** NiiVue, as this page uses it: a CT in grey with one or two label maps in colour over it. */
-import { dice, measure } from './measure.js';
+import { stepsFor } from './nifti.js';
 
 /** Level and width in Hounsfield units. */
 export const WINDOWS = {
@@ -33,13 +33,37 @@ const STEPS = {
 // Degrees that the same keys turn the 3-D view.
 const TURNS = { ArrowLeft: [-5, 0], ArrowRight: [5, 0], ArrowUp: [0, 5], ArrowDown: [0, -5] };
 
-/** What draws here: 'none' can, 'software' takes seconds for a large volume in 3-D, 'hardware'. */
+/**
+ * What this browser can draw.
+ *
+ * @returns {?{software: boolean, voxels: number, side: number}} null without WebGL 2; `software`
+ *   if the processor draws; so many voxels in all, and along an axis, are drawn in good time
+ */
 export function graphics() {
   const gl = document.createElement('canvas').getContext('webgl2');
-  if (!gl) return 'none';
+  if (!gl) return null;
   const names = gl.getExtension('WEBGL_debug_renderer_info');
   const renderer = gl.getParameter(names ? names.UNMASKED_RENDERER_WEBGL : gl.RENDERER);
-  return /swiftshader|llvmpipe|software|basic render/i.test(renderer) ? 'software' : 'hardware';
+  const software = /swiftshader|llvmpipe|software|basic render/i.test(renderer);
+  // NiiVue takes 16 bytes of graphics memory for a voxel, and a processor computes each of them.
+  return { software, voxels: software ? 2 ** 24 : 2 ** 27, side: gl.getParameter(gl.MAX_3D_TEXTURE_SIZE) };
+}
+
+/** A shader, as NiiVue has them, for which every point lies outside of the picture. */
+function drawsNothing(gl) {
+  const program = gl.createProgram();
+  const parts = [
+    [gl.VERTEX_SHADER, 'void main() { gl_Position = vec4(2.0, 2.0, 2.0, 1.0); }'],
+    [gl.FRAGMENT_SHADER, 'void main() { gl_FragColor = vec4(0.0); }'],
+  ];
+  for (const [kind, text] of parts) {
+    const shader = gl.createShader(kind);
+    gl.shaderSource(shader, text);
+    gl.compileShader(shader);
+    gl.attachShader(program, shader);
+  }
+  gl.linkProgram(program);
+  return { uniforms: {}, use: () => gl.useProgram(program) };
 }
 
 /** One scene, for as long as the page is open: browsers allow few of them. */
@@ -48,6 +72,7 @@ export class Scene {
   #niivue;
   #window = 'abdomen';
   #opacity = 0.5;
+  #steps = [1, 1, 1];
 
   /**
    * @param {HTMLCanvasElement} canvas one that can be seen
@@ -80,6 +105,10 @@ export class Scene {
       onPlace({ mm: [...mm].slice(0, 3), values: values.map(({ value }) => value) });
     canvas.addEventListener('keydown', (event) => scene.#key(event));
     await scene.#niivue.attachToCanvas(canvas);
+    // At each change of the CT, NiiVue computes gradients for a light that is not used here. Where
+    // the processor draws, that takes longer than all the rest.
+    const nothing = drawsNothing(scene.#niivue.gl);
+    Object.assign(scene.#niivue, { blurShader: nothing, sobelFirstOrderShader: nothing });
     return scene;
   }
 
@@ -96,45 +125,52 @@ export class Scene {
   }
 
   /**
-   * @param {ArrayBuffer} ct a NIfTI
-   * @param {ArrayBuffer} labels a NIfTI on the same grid: 0, and 1 for the spleen
-   * @returns {Promise<?object>} the histogram of the values in the spleen (`measure`)
+   * @param {Nifti} ct
+   * @param {Nifti} labels on the same grid: 0, and 1 for the spleen
+   * @param {number[]} middle where the crosshair begins, in voxels
+   * @param {{voxels: number, side: number}} most what is drawn of them; the rest is left out
+   * @returns {Promise<number[]>} every how many voxels one is drawn, along each axis
    */
-  async show(ct, labels) {
+  async show(ct, labels, middle, most) {
     this.clear();
-    const { NVImage } = this.#library;
-    const grey = await NVImage.loadFromUrl({ url: ct, name: 'ct.nii', colormap: 'gray' });
+    this.#steps = stepsFor(ct, most);
+    const grey = await this.#image(ct, 'ct.nii', { colormap: 'gray' });
     this.#setRange(grey);
     // Not by `addVolume`: everything is drawn anew for each, and large volumes take a while.
     this.#niivue.volumes = [grey];
-    const { middle, histogram } = measure(grey, await this.#addLabels(labels));
-    this.#niivue.scene.crosshairPos = this.#niivue.mm2frac(middle);
+    await this.#addLabels(labels);
+    const at = middle.map((n, axis) => n / this.#steps[axis]);
+    const mm = grey.hdr.affine.slice(0, 3).map(([a, b, c, d]) => a * at[0] + b * at[1] + c * at[2] + d);
+    this.#niivue.scene.crosshairPos = this.#niivue.mm2frac(mm);
     this.#niivue.createOnLocationChange();
-    return histogram;
+    return this.#steps;
   }
 
-  async #addLabels(content) {
-    const image = await this.#library.NVImage.loadFromUrl({ url: content, name: 'labels.nii' });
+  #image(nifti, name, options) {
+    const { buffer } = nifti.thinned(this.#steps);
+    return this.#library.NVImage.loadFromUrl({ url: buffer, name, ...options });
+  }
+
+  async #addLabels(nifti) {
+    const image = await this.#image(nifti, 'labels.nii');
     const colour = COLOURS[this.#niivue.volumes.length - 1];
     const [R, G, B] = colour.map((value) => [0, value]);
     image.setColormapLabel({ R, G, B, A: [0, 255], I: [0, 1] });
     image.opacity = this.#opacity;
     this.#niivue.addVolume(image);
-    return image;
   }
 
   /**
    * Show other labels of the same volume, too; null takes them away.
    *
-   * @returns {Promise<?number>} the Dice coefficient of both
+   * @param {?Nifti} other
    */
-  async compare(content) {
+  async compare(other) {
     const [ct, labels, before] = this.#niivue.volumes;
-    if (before && !content) this.#niivue.removeVolume(before);
+    if (before && !other) this.#niivue.removeVolume(before);
     else this.#niivue.volumes = [ct, labels];
-    const other = content && (await this.#addLabels(content));
+    if (other) await this.#addLabels(other);
     this.#niivue.createOnLocationChange();
-    return other && dice(labels, other);
   }
 
   clear() {
@@ -164,12 +200,20 @@ export class Scene {
     const [ct] = this.#niivue.volumes;
     if (!ct) return;
     this.#setRange(ct);
-    this.#niivue.updateGLVolume();
+    this.#redraw(0, 1);
   }
 
   /** Of the labels, 0 to 1. */
   set opacity(value) {
     this.#opacity = value;
-    for (let n = 1; n < this.#niivue.volumes.length; n++) this.#niivue.setOpacity(n, value);
+    const { volumes } = this.#niivue;
+    for (const labels of volumes.slice(1)) labels.opacity = value;
+    this.#redraw(1, volumes.length);
+  }
+
+  /** Only the images that have changed, since each takes a while. */
+  #redraw(from, to) {
+    for (let n = from; n < to; n++) this.#niivue.refreshLayers(this.#niivue.volumes[n], n);
+    this.#niivue.drawScene();
   }
 }

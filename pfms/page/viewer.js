@@ -2,13 +2,14 @@
 import { query } from './api.js';
 import { byId, make, setText } from './dom.js';
 import { histogramOf } from './histogram.js';
+import { dice, measure } from './measure.js';
 import { fetchNifti } from './nifti.js';
 import { asProblem, Problem } from './problem.js';
 import { graphics, Scene, VIEWS, WINDOWS } from './scene.js';
 import { showTrouble } from './trouble.js';
 import { millilitres, moment } from './words.js';
 
-const MOST = 200; // of the newest runs, those of the same volume can be compared
+const MOST = 100; // runs of a volume that can be chosen for a comparison, the newest ones
 
 const NOT_BUILT = new Problem({
   title: 'There is no viewer on this server, only a picture',
@@ -20,6 +21,11 @@ const NO_WEBGL = new Problem({
   detail: 'It has no WebGL 2, or it is switched off.',
   remedy: 'Switch on hardware acceleration in the settings of the browser, or use another one.',
 });
+const TOO_MUCH = new Problem({
+  title: 'The graphics of this computer gave up',
+  detail: 'The browser took the viewer away, which happens when graphics memory runs out.',
+  remedy: 'Close other tabs and reload the page. The segmentation can be downloaded.',
+});
 
 /** Where a place is, by the labels of one run or of two. */
 function inside(label, other) {
@@ -28,11 +34,14 @@ function inside(label, other) {
   return label ? ', in the spleen of this run' : other ? ', in the spleen of the other run' : '';
 }
 
+const painted = () => new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+
 export class Viewer {
   #api;
   #scene = null;
   #graphics = null;
   #shown = null; // a job
+  #images = null; // its CT and labels, and the middle of the spleen
   #others = [];
   #stop = new AbortController();
   #turn = Promise.resolve();
@@ -48,6 +57,8 @@ export class Viewer {
     byId('viewer-window').addEventListener('change', () => this.#adjust('window'));
     byId('viewer-opacity').addEventListener('input', () => this.#adjust('opacity'));
     byId('viewer-other').addEventListener('change', () => this.#compare());
+    byId('viewer-whole').addEventListener('click', () => this.#showAll());
+    byId('viewer-canvas').addEventListener('webglcontextlost', () => showTrouble(byId('viewer-trouble'), TOO_MUCH));
   }
 
   /** Show a job that has succeeded, and whose volumes are there. */
@@ -67,8 +78,11 @@ export class Viewer {
         ...['volume', 'result'].map((what) => fetchNifti(this.#api, `jobs/${job.id}/${what}`, signal)),
         this.#findOthers(job, signal),
       ]);
-      await this.#inTurn(() => !signal.aborted && this.#open(ct, labels));
+      const { middle, histogram } = measure(ct, labels);
+      this.#images = { ct, labels, middle };
+      await this.#inTurn(() => !signal.aborted && this.#open());
       if (signal.aborted) return;
+      byId('viewer-histogram').replaceChildren(...histogramOf(histogram));
       setText(byId('viewer-volume'), `Spleen ${millilitres(job.segmentation.spleen_ml)}`);
       setText(byId('viewer-state'), '');
     } catch (error) {
@@ -82,7 +96,7 @@ export class Viewer {
   #missing() {
     if (document.documentElement.dataset.viewer !== 'yes') return NOT_BUILT;
     this.#graphics ??= graphics();
-    return this.#graphics === 'none' ? NO_WEBGL : null;
+    return this.#graphics ? null : NO_WEBGL;
   }
 
   /** One after the other: the scene is one. */
@@ -91,14 +105,34 @@ export class Viewer {
     return this.#turn;
   }
 
-  async #open(ct, labels) {
+  async #open() {
     byId('viewer').hidden = false; // a canvas that cannot be seen has no size
     if (!this.#scene) {
-      if (this.#graphics === 'software') byId('viewer-view').value = 'planes';
+      if (this.#graphics.software) byId('viewer-view').value = 'planes';
       this.#scene = await Scene.on(byId('viewer-canvas'), (place) => this.#tell(place));
       for (const what of ['view', 'window', 'opacity']) this.#adjust(what);
     }
-    byId('viewer-histogram').replaceChildren(...histogramOf(await this.#scene.show(ct, labels)));
+    await this.#draw(this.#graphics);
+  }
+
+  async #draw(most) {
+    const { ct, labels, middle } = this.#images;
+    const steps = await this.#scene.show(ct, labels, middle, most);
+    const thinned = steps.some((step) => step > 1);
+    byId('viewer-thinned').hidden = !thinned;
+    if (!thinned) return;
+    const drawn = `To be quick, the viewer draws one voxel of ${steps.join(' × ')}`;
+    setText(byId('viewer-drawn'), `${drawn}. Everything is measured in all voxels.`);
+  }
+
+  async #showAll() {
+    const { signal } = this.#stop;
+    setText(byId('viewer-state'), 'Every voxel is being drawn: this may take a minute …');
+    byId('viewer-other').value = '';
+    setText(byId('viewer-difference'), '');
+    await painted(); // the page stands still afterwards
+    await this.#inTurn(() => !signal.aborted && this.#draw({ ...this.#graphics, voxels: Infinity }));
+    if (!signal.aborted) setText(byId('viewer-state'), '');
   }
 
   #adjust(what) {
@@ -109,11 +143,9 @@ export class Viewer {
 
   /** The other runs of its volume, for a person to choose from. */
   async #findOthers({ id, volume }, signal) {
-    const asked = query({ state: 'succeeded', limit: MOST });
+    const asked = query({ state: 'succeeded', volume: volume.sha256, limit: MOST });
     const { jobs } = await this.#api.json(`jobs?${asked}`, { signal });
-    this.#others = jobs.filter(
-      (job) => job.id !== id && job.volume.sha256 === volume.sha256 && !job.purged_at,
-    );
+    this.#others = jobs.filter((job) => job.id !== id && !job.purged_at);
     const options = this.#others.map((job) =>
       make('option', { value: job.id }, `${job.model.modelID}, ${moment(job.created_at)}`),
     );
@@ -131,8 +163,8 @@ export class Viewer {
       const labels = id && (await fetchNifti(this.#api, `jobs/${id}/result`, signal));
       await this.#inTurn(async () => {
         if (signal.aborted || byId('viewer-other').value !== id) return;
-        const dice = await this.#scene.compare(labels || null);
-        setText(result, id ? this.#difference(id, dice) : '');
+        await this.#scene.compare(labels || null);
+        setText(result, id ? this.#difference(id, dice(this.#images.labels, labels)) : '');
       });
     } catch (error) {
       if (signal.aborted || byId('viewer-other').value !== id) return;
@@ -141,12 +173,13 @@ export class Viewer {
     }
   }
 
-  #difference(id, dice) {
+  #difference(id, overlap) {
     const other = this.#others.find((job) => job.id === id);
     const [a, b] = [this.#shown, other].map((job) => job.segmentation.spleen_ml);
     const less = b < a ? 'less' : 'more';
+    if (overlap === null) return 'Both runs found no spleen, so there is no Dice coefficient.';
     return (
-      `Dice ${dice.toFixed(4)}. The other run has ${millilitres(b)}, ${millilitres(Math.abs(a - b))} ` +
+      `Dice ${overlap.toFixed(4)}. The other run has ${millilitres(b)}, ${millilitres(Math.abs(a - b))} ` +
       `${less} than this one. Green: only this one; orange: only the other one; yellow: both.`
     );
   }
@@ -161,11 +194,12 @@ export class Viewer {
     if (this.#shown === null) return;
     this.#stop.abort(new Error('another run'));
     this.#shown = null;
+    this.#images = null; // they are large
     byId('viewer').hidden = true;
     byId('viewer-other').replaceChildren();
     setText(byId('viewer-difference'), '');
     setText(byId('viewer-state'), '');
     showTrouble(byId('viewer-trouble'), null);
-    this.#inTurn(() => this.#scene?.clear()); // the volumes are large
+    this.#inTurn(() => this.#scene?.clear());
   }
 }

@@ -1,4 +1,4 @@
-/** Keeps the jobs that are shown up to date. */
+/** Keeps the jobs that are shown up to date: the list of the server, newest first. */
 import { query } from './api.js';
 import { eventsOf } from './events.js';
 import { asProblem } from './problem.js';
@@ -11,8 +11,13 @@ const IDLE_MS = 10_000;
 // A browser opens 6 connections to a server, for all of its tabs: some must be left for calls.
 const STREAMS = 2;
 
+/** Whether a job comes after another in the list. */
+const isOlder = (job, other) =>
+  job.created_at < other.created_at || (job.created_at === other.created_at && job.id < other.id);
+
 /**
- * Asks for the list now and then, and follows the events of the first runs in it.
+ * Asks for the list now and then, and follows the events of the first runs in it. Of the list, it
+ * asks for the first page again, and for more as long as a job beyond it has not ended.
  *
  * Events: `change` when jobs have changed; `trouble` when the server does not answer as it should
  * (`problem` says why, null once it is over).
@@ -25,8 +30,7 @@ export class Watch extends EventTarget {
   #asked = 0;
   #timer = 0;
   filter = { state: '', modelID: '' };
-  limit = PAGE;
-  more = false;
+  #cursor = null; // of the jobs that are older than those of the list; null if there are none
   problem = null;
   pinned = null; // the ID of a job that is kept up to date, in the list or not
 
@@ -42,6 +46,11 @@ export class Watch extends EventTarget {
   /** The jobs of the list, newest first. */
   get jobs() {
     return this.#shown.map((id) => this.#jobs.get(id));
+  }
+
+  /** Whether there are older ones. */
+  get more() {
+    return this.#cursor !== null;
   }
 
   get(id) {
@@ -62,7 +71,9 @@ export class Watch extends EventTarget {
   async refresh() {
     const asked = ++this.#asked;
     try {
-      const list = await this.#api.json(`jobs?${query({ ...this.filter, limit: this.limit })}`);
+      const reach = 1 + this.jobs.findLastIndex(isActive);
+      const limit = Math.min(Math.max(reach, PAGE), MOST);
+      const list = await this.#api.json(`jobs?${query({ ...this.filter, limit })}`);
       const pinned = this.pinned;
       const listed = !pinned || list.jobs.some(({ id }) => id === pinned);
       const other = listed ? null : await this.#lookUp(pinned);
@@ -85,9 +96,14 @@ export class Watch extends EventTarget {
   }
 
   #take({ jobs, next }, other) {
+    const older = next ? this.jobs.filter((job) => isOlder(job, jobs.at(-1))) : [];
+    if (older.length === 0) this.#cursor = next;
+    this.#hold([...jobs, ...older], other);
+  }
+
+  #hold(jobs, other) {
     this.#shown = jobs.map(({ id }) => id);
     this.#jobs = new Map([...jobs, other].filter(Boolean).map((job) => [job.id, job]));
-    this.more = Boolean(next) && this.limit < MOST;
     const running = [...this.#jobs.values()].filter(({ state }) => state === 'running');
     for (const { id } of running.slice(0, STREAMS)) this.#follow(id);
     this.dispatchEvent(new Event('change'));
@@ -99,15 +115,28 @@ export class Watch extends EventTarget {
     this.dispatchEvent(new Event('trouble'));
   }
 
-  showMore() {
-    this.limit = Math.min(this.limit + PAGE, MOST);
-    return this.refresh();
+  async showMore() {
+    const { filter } = this;
+    const cursor = this.#cursor;
+    try {
+      const { jobs, next } = await this.#api.json(`jobs?${query({ ...filter, limit: PAGE, cursor })}`);
+      if (filter !== this.filter || cursor !== this.#cursor) return; // another list, or asked twice
+      this.#cursor = next;
+      this.#hold([...this.jobs, ...jobs], this.#jobs.get(this.pinned));
+    } catch (error) {
+      this.#tell(asProblem(error));
+    }
   }
 
   choose(filter) {
     this.filter = filter;
-    this.limit = PAGE;
+    this.#shown = [];
     return this.refresh();
+  }
+
+  /** A job that has been removed. */
+  forget(id) {
+    this.#shown = this.#shown.filter((other) => other !== id);
   }
 
   async #follow(id) {
