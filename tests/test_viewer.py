@@ -278,9 +278,10 @@ def test_a_thinned_volume_has_some_of_the_voxels_where_they_were(tab: Tab) -> No
 def rotation(angle: float) -> NDArray[np.float64]:
     """About two axes: an oblique volume."""
     c, s = np.cos(angle), np.sin(angle)
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array(
-        [[1, 0, 0], [0, c, -s], [0, s, c]]
-    )
+    about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    both: NDArray[np.float64] = about_z @ about_x
+    return both
 
 
 def test_an_oblique_volume_is_seen_where_it_is(tab: Tab, tmp_path: Path) -> None:
