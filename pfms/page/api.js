@@ -33,8 +33,9 @@ export class Api extends EventTarget {
     return { ...SCRIPT, ...known, ...more };
   }
 
-  #failed(problem) {
-    if (problem.status === 401) this.dispatchEvent(new Event('unauthorized'));
+  #failed(problem, token) {
+    // An answer to a call from before the token was given says nothing about the token.
+    if (problem.status === 401 && token === this.token) this.dispatchEvent(new Event('unauthorized'));
     return problem;
   }
 
@@ -46,6 +47,7 @@ export class Api extends EventTarget {
    * @throws {Problem}
    */
   async call(path, { headers, ...options } = {}) {
+    const { token } = this;
     let response;
     try {
       response = await fetch(new URL(path, BASE), { ...options, headers: this.#headers(headers) });
@@ -54,7 +56,7 @@ export class Api extends EventTarget {
     }
     if (response.ok) return response;
     const text = await response.text();
-    throw this.#failed(problemOf(response.status, text, response.headers.get('Retry-After')));
+    throw this.#failed(problemOf(response.status, text, response.headers.get('Retry-After')), token);
   }
 
   async json(path, options) {
@@ -73,6 +75,7 @@ export class Api extends EventTarget {
    * @throws {Problem}
    */
   async send(path, file, { headers, onProgress, signal } = {}) {
+    const { token } = this;
     const form = new FormData();
     form.append('file', file, 'file');
     const request = new XMLHttpRequest(); // fetch does not tell how much has been sent
@@ -91,7 +94,7 @@ export class Api extends EventTarget {
     await done;
     const { status, responseText } = request;
     if (status >= 200 && status < 300) return JSON.parse(responseText);
-    throw this.#failed(problemOf(status, responseText, request.getResponseHeader('Retry-After')));
+    throw this.#failed(problemOf(status, responseText, request.getResponseHeader('Retry-After')), token);
   }
 }
 
