@@ -92,6 +92,7 @@ class Service:
         self._executor_starts: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._choosing = asyncio.Lock()
+        self._wanted = settings.devices
 
     async def start(self) -> None:
         """Lock the workspace, resume what an earlier server left, and begin.
@@ -129,6 +130,7 @@ class Service:
             gibibytes(together) if together else "no limit",
             f"{memory.human_readable()} (RLIMIT_DATA)" if memory else "no limit",
         )
+        self._executor.watch_devices(self._follow_devices)
         # After `recover`, which ends every process that carries the workspace's mark.
         self._executor_starts = asyncio.create_task(self._executor.start())
         self._housekeeping.start()
@@ -171,7 +173,9 @@ class Service:
             missing["audit-log"] = f"the audit log cannot be written: {self.audit.trouble}"
         there = await asyncio.to_thread(self._executor.devices)
         if not set(self.devices) & set(there):
-            missing["no-device"] = f"none of these is available: {', '.join(self.devices)}"
+            missing["no-device"] = (
+                f"none of these is available: {', '.join(self.devices) or 'no device'}"
+            )
         return missing
 
     async def measure(self) -> None:
@@ -280,8 +284,11 @@ class Service:
             chosen = devices.choose(self.settings.devices if wanted == "auto" else wanted, there)
         except StartError as error:
             raise InvalidParameter(error.detail, "Use one of these, or auto.") from None
+        if not chosen:
+            raise InvalidParameter("No device is available now.", "Try again later.")
         async with self._choosing:
             await self._save_devices(None if wanted == "auto" else ",".join(chosen))
+            self._wanted = self.settings.devices if wanted == "auto" else wanted
             self._runs.queue.set_devices(chosen)
         self._runs.dispatch()
         return chosen
@@ -294,9 +301,21 @@ class Service:
         there = await asyncio.to_thread(self._executor.devices)
         try:
             self._runs.queue.set_devices(devices.choose(kept, there))
+            self._wanted = kept
         except StartError as error:
             log.warning("%s Using PFMS_DEVICES=%s.", error.detail, self.settings.devices)
             await self._save_devices(None)
+
+    def _follow_devices(self) -> None:
+        """Use the devices that the executor has now, as far as they are wanted."""
+        there = self._executor.devices()
+        wanted = self._wanted.split(",")
+        try:
+            chosen = devices.choose(self._wanted, there)
+        except StartError:  # not all of them are there
+            chosen = tuple(name for name in there if name in wanted)
+        self._runs.queue.set_devices(chosen)
+        self._runs.dispatch()
 
     async def _save_devices(self, names: str | None) -> None:
         state = await asyncio.to_thread(self._workspace.read_state)

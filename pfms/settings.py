@@ -36,11 +36,16 @@ class Settings(BaseSettings):
     workspace: Path = Path("workspace")
 
     plugin_command: str = Field("spleenseg", min_length=1)
-    executor: Literal["warm", "fresh"] = "warm"
+    executor: Literal["warm", "fresh", "ray"] = "warm"
     adaptations_off: Annotated[tuple[str, ...], NoDecode] = ()
     devices: str = Field("auto", min_length=1)
     jobs_per_device: int = Field(1, ge=1)
     runs_per_process: int = Field(1, ge=1)
+
+    ray_address: str = ""
+    ray_resource: str = Field("pfms", min_length=1)
+    ray_slots: int = Field(0, ge=0)
+    ray_scratch: Path | None = None
 
     queue_limit: int = Field(1000, ge=1)
     max_jobs_per_caller: int = Field(0, ge=0)
@@ -90,7 +95,9 @@ class Settings(BaseSettings):
             return tuple(word.strip() for word in value.split(",") if word.strip())
         return value
 
-    @field_validator("tls_certificate", "tls_key", "tokens_file", "audit_log", mode="before")
+    @field_validator(
+        "tls_certificate", "tls_key", "tokens_file", "audit_log", "ray_scratch", mode="before"
+    )
     @classmethod
     def _none_if_empty(cls, value: object) -> object:
         return None if value == "" else value

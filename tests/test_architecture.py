@@ -36,6 +36,7 @@ STOREYS = (
     "api",
     "service",
     "jobs",
+    "cluster",
     "executors",
     "models",
     "processes",
@@ -204,9 +205,12 @@ def test_the_service_knows_executors_by_their_interface_alone() -> None:
     kinds = {
         name
         for name in MODULES
-        if name.startswith(("pfms.executors.fresh", "pfms.executors.warm", "pfms.executors.stages"))
+        if name.startswith(
+            tuple(f"pfms.executors.{kind}" for kind in ("fresh", "warm", "cluster", "stages"))
+        )
     }
-    for name in MODULES.keys() - kinds - {"pfms.executors.choice"}:
+    # A node of a cluster has an executor of its own.
+    for name in MODULES.keys() - kinds - {"pfms.executors.choice", "pfms.cluster.node"}:
         assert ours(name, late=True) & kinds == set(), name
 
 

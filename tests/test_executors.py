@@ -5,10 +5,11 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import nibabel as nib
@@ -17,11 +18,13 @@ import psutil
 import pytest
 
 from pfms.executors.base import Executor
+from pfms.executors.cluster import RayExecutor
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
 from pfms.plugin import PLUGIN
 from pfms.plugin.command import PluginCommand, resolve_command
 from pfms.plugin.types import STAGES, OnProgress, PluginExit, PluginRun, Progress
+from tests.cluster import a_cluster, told
 from tests.conftest import until
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -37,6 +40,7 @@ EXECUTORS: dict[str, Callable[[PluginCommand], Executor]] = {
         command, PLUGIN.environment(), workspace_mark="of-this-test", runs_per_process=3
     ),
 }
+RAY = "ray"
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +51,11 @@ class Bench:
 
     make: Callable[[PluginCommand], Executor]
     root: Path
+
+    async def there(self) -> Path:
+        """Where a run is: on a node, it is not in the job's folder."""
+        await until(self.processes)
+        return Path(self.processes()[0].cwd())
 
     @property
     def log(self) -> Path:
@@ -86,18 +95,24 @@ class Bench:
         await until(lambda: self.log.exists() and words in self.log.read_text())
 
     def processes(self) -> list[psutil.Process]:
-        """All processes in the job's folder, wherever they are in the process tree."""
+        """All processes in the job's folder, here or on a node, whatever their parents are."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.cwd() == str(self.root):
+                if Path(process.cwd()).name == self.root.name:
                     found.append(process)
             except psutil.Error:
                 continue
         return found
 
 
-@pytest.fixture(params=EXECUTORS)
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with a_cluster() as one:
+        yield one
+
+
+@pytest.fixture(params=[*EXECUTORS, RAY])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     root = tmp_path / f"2026-01-02-03-04-05-{uuid.uuid4()}"
     (root / "input" / "imagesTs").mkdir(parents=True)
@@ -105,6 +120,9 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     voxels = np.full((6, 5, 24), -50, np.int16)
     voxels[2:4, 1:3, 10:14] = 60
     nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 2.0, 3.0, 1.0])), root / PLUGIN.volume)
+    if request.param == RAY:
+        one = request.getfixturevalue("cluster")
+        return Bench(lambda command: RayExecutor(command, told(one, command.argv[-1])), root)
     return Bench(EXECUTORS[request.param], root)
 
 
@@ -134,11 +152,13 @@ async def test_the_plugin_gets_its_arguments_folder_environment_and_no_input(
     assert end.code == 0, bench.log.read_text()
     report = json.loads((bench.root / "output" / "report.json").read_text())
     assert report["arguments"] == list(PLUGIN.argv((), "cpu"))
-    assert report["cwd"] == str(bench.root)
+    assert Path(report["cwd"]).name == bench.root.name
     assert report["leads_session"]
     assert report["stdin"] == ""
     assert "PFMS_PORT" not in report["environment"]
     expected = {"OF_THE_SERVER": "kept", "OF_THE_RUN": "set", "MPLBACKEND": "Agg"}
+    if Path(report["cwd"]) != bench.root:  # a node has an environment of its own
+        del expected["OF_THE_SERVER"]
     assert expected.items() <= report["environment"].items()
 
 
@@ -298,7 +318,7 @@ async def test_stages_are_reported_as_the_run_reaches_them(bench: Bench) -> None
     task = asyncio.create_task(bench.run("staged", on_progress=told.append))
     for stage, go_on in (("loading", "infer"), ("inferring", "save"), ("resampling", "end")):
         await until(partial(reached, stage))
-        (bench.root / go_on).touch()
+        ((await bench.there()) / go_on).touch()
     assert (await task).code == 0, bench.log.read_text()
     *before, checking = STAGES
     assert [progress.stage for progress in told] == before

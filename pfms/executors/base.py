@@ -1,5 +1,6 @@
 """The interface of executors, by which everything above them runs the plugin."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from pfms.plugin.types import OnProgress, PluginExit, PluginRun
@@ -24,7 +25,13 @@ class Executor(Protocol):
         """What keeps runs waiting now, or None if they would start at once."""
 
     def devices(self) -> tuple[str, ...]:
-        """Every device that a run can use now, the best first. Blocking."""
+        """Every device that a run can use now, the best first. Blocking.
+
+        They are named `cpu` and `cuda:N`, or `NODE/cpu` and `NODE/cuda:N` on other machines.
+        """
+
+    def watch_devices(self, on_change: Callable[[], None]) -> None:
+        """Have a function called on the event loop whenever there are other devices."""
 
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end.

@@ -2,10 +2,12 @@
 
 import importlib.util
 import logging
+import os
 import sys
 
 from pfms.errors import StartError
 from pfms.executors.base import Executor
+from pfms.executors.cluster import RayExecutor
 from pfms.executors.environment import run_environment
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
@@ -25,6 +27,21 @@ def make_executor(settings: Settings, command: PluginCommand, metrics: Metrics) 
     """
     workspace = Workspace(settings.workspace)
     workspace.make()
+    if settings.executor == "ray":
+        need_ray()
+        _check_cluster_is_closed(settings)
+        told = {
+            "address": settings.ray_address,
+            "resource": settings.ray_resource,
+            "slots": settings.ray_slots,
+            "scratch": str(settings.ray_scratch or ""),
+            "cpus": len(os.sched_getaffinity(0)),
+            "plugin_command": settings.plugin_command,
+            "adaptations_off": settings.adaptations_off,
+            "runs_per_process": settings.runs_per_process,
+            "jobs_per_device": settings.jobs_per_device,
+        }
+        return RayExecutor(command, told, workspace.mark)
     if settings.executor == "warm":
         why_not = _why_not_warm(command)
         if not why_not:
@@ -38,6 +55,23 @@ def make_executor(settings: Settings, command: PluginCommand, metrics: Metrics) 
             )
         log.warning("%s: each run starts a fresh process (PFMS_EXECUTOR=fresh)", why_not)
     return FreshExecutor(workspace.mark)
+
+
+def _check_cluster_is_closed(settings: Settings) -> None:
+    """Ray runs whatever code it is sent, by everyone who reaches it: see that it asks for a token.
+
+    Raises:
+        StartError: It does not, and the operator has not said that this is wanted.
+    """
+    if not settings.ray_address or os.environ.get("RAY_AUTH_MODE") == "token":
+        return
+    if not settings.insecure:
+        raise StartError(
+            "A Ray cluster without token authentication runs the code of everyone who reaches it.",
+            "Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN on every node and here (docs/scale.md), or "
+            "say with --insecure (PFMS_INSECURE=true) that its network is closed to all others.",
+        )
+    log.warning("INSECURE: everyone who reaches the Ray cluster may run code on its nodes")
 
 
 def _why_not_warm(command: PluginCommand) -> str:

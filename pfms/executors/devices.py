@@ -75,18 +75,33 @@ def available() -> tuple[str, ...]:
     return (*(f"cuda:{i}" for i in range(gpus)), CPU)
 
 
+def is_cpu(device: str) -> bool:
+    """Whether it is the CPU, of this machine or of a node."""
+    return device.rpartition("/")[2] == CPU
+
+
+def as_the_plugin_says(device: str) -> str:
+    """How the plugin is told of a device: to a run on a node, its own GPU is the only one."""
+    if is_cpu(device):
+        return CPU
+    return "cuda:0" if "/" in device else device
+
+
 def choose(setting: str, there: Sequence[str]) -> tuple[str, ...]:
     """The devices that PFMS_DEVICES, or a call, asks for.
 
     Args:
-        setting: `auto` (every GPU, else the CPU) or names separated by commas; `cuda` is `cuda:0`.
-        there: What `available` found.
+        setting: `auto` (every GPU, else every CPU) or names separated by commas; `cuda` is
+            `cuda:0`.
+        there: What the executor has; if that is nothing, nothing is chosen.
 
     Raises:
         StartError: One of them is not available.
     """
+    if not there:
+        return ()
     if setting.strip() == "auto":
-        return tuple(name for name in there if name != CPU) or (CPU,)
+        return tuple(name for name in there if not is_cpu(name)) or tuple(there)
     chosen = []
     for raw in setting.split(","):
         name = "cuda:0" if raw.strip() == "cuda" else raw.strip()

@@ -2,6 +2,7 @@
 
 import os
 
+from pfms.executors.devices import is_cpu
 from pfms.plugin import PLUGIN
 from pfms.plugin.command import host_facts
 from pfms.settings import Settings
@@ -19,6 +20,6 @@ def run_environment(settings: Settings, workspace: Workspace, device: str) -> di
 
 def _share_of_cores(device: str, jobs_per_device: int) -> int | None:
     """Threads for a run that shares the CPU with others; None if it may use all cores."""
-    if device != "cpu" or jobs_per_device == 1:
+    if not is_cpu(device) or jobs_per_device == 1:
         return None
     return max(1, len(os.sched_getaffinity(0)) // jobs_per_device)

@@ -1,5 +1,7 @@
 """A fresh process for each job: the command line as a person would type it."""
 
+from collections.abc import Callable
+
 from pfms.executors.base import Missing
 from pfms.executors.devices import available
 from pfms.executors.stages import Stages
@@ -32,6 +34,9 @@ class FreshExecutor:
     def devices(self) -> tuple[str, ...]:
         """The devices of this machine."""
         return available()
+
+    def watch_devices(self, on_change: Callable[[], None]) -> None:
+        """Do nothing: a machine's devices stay the same."""
 
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end, as `Executor` says."""

@@ -14,13 +14,14 @@ _KEPT = 512 << 20  # bytes for the server, the checks of volumes and weights, an
 def memory_of_runs(settings: Settings, executor: str) -> RunMemory:
     """What runs by an executor of this name may use, by the settings or else the machine."""
     if settings.memory_limit == "auto":
-        together, alone = for_runs()
+        # The nodes of a cluster have their own, and Ray sees that a run gets what it needs.
+        together, alone = (0, 0) if executor == "ray" else for_runs()
     else:
         together = alone = int(settings.memory_limit)
     setting, of_each = "PFMS_MEMORY_LIMIT", int(settings.max_run_memory)
     if of_each and (not alone or of_each < alone):
         alone, setting = of_each, "PFMS_MAX_RUN_MEMORY"
-    adapted = executor == "warm" and not settings.adaptations_off
+    adapted = executor != "fresh" and not settings.adaptations_off
     return RunMemory(together, alone, setting, adapted)
 
 

@@ -106,6 +106,9 @@ class WarmExecutor:
         """The devices of this machine."""
         return available()
 
+    def watch_devices(self, on_change: Callable[[], None]) -> None:
+        """Do nothing: a machine's devices stay the same."""
+
     async def run(self, run: PluginRun, on_progress: OnProgress | None = None) -> PluginExit:
         """Run the plugin to its end, as `Executor` says. Waits for the parent first."""
         begun = time.monotonic()

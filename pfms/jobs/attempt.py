@@ -7,6 +7,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from pfms.errors import BadResult, DiskFull, OutOfMemory, PluginFailed, by_code
+from pfms.executors.devices import as_the_plugin_says
 from pfms.executors.environment import run_environment
 from pfms.jobs.belongings import Belongings
 from pfms.jobs.job import FileFacts, Job, PluginUsed, RunFacts, Segmentation
@@ -57,13 +58,14 @@ class Attempt:
         run = PluginRun(
             job=self._job.id,
             root=self._tree.root,
-            argv=PLUGIN.argv(self._command.argv, device, self._job.resultant),
+            argv=PLUGIN.argv(self._command.argv, as_the_plugin_says(device), self._job.resultant),
             environment={**environment, **traced},  # not in command.sh: a replay is not this run
             log=self._tree.log,
             time_limit=self._settings.job_timeout_seconds,
             grace=self._settings.grace_seconds,
             max_log_bytes=self._settings.max_log_bytes,
             max_memory=self._settings.max_run_memory,
+            memory=self._job.estimated_memory_bytes or 0,
             slot=f"{device}/{slot.index}",
             # What a run leaves in its process reaches no other owner, and no other weights.
             kind=json.dumps([self._job.owner, self._job.model.sha256]),

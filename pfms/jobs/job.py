@@ -155,11 +155,16 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class RunEnd:
-    """How the plugin ended: its exit code, or None, the seconds that it took, its memory."""
+    """How the plugin ended: its exit code, or None, the seconds that it took, its memory.
+
+    If it ran on another machine, also that machine's name, and the versions there.
+    """
 
     exit_code: int | None
-    seconds: float
+    seconds: float | None
     peak_memory_bytes: int | None = None
+    node: str | None = None
+    versions: Mapping[str, str] | None = None
 
 
 class Job(Record):
@@ -171,6 +176,7 @@ class Job(Record):
     `owner` is the name of the caller who made it; None if the server asked nobody who they are.
     `estimated_memory_bytes` is what its run was estimated to need; `peak_memory_bytes` is the most
     that one process of it held.
+    `node` is the machine of a cluster that it ran on.
     `traceparent` (W3C) is that of the request that made it.
     `idempotency_key` is kept with the `fingerprint` of the request that it belongs to.
     """
@@ -189,6 +195,7 @@ class Job(Record):
     plugin: PluginUsed | None = None
     device: str | None = None
     executor: str | None = None
+    node: str | None = None
     command: list[str] = Field(default_factory=list)
     environment: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
@@ -244,6 +251,7 @@ class Job(Record):
             command=list(facts.command),
             environment=dict(facts.environment),
             versions=dict(facts.versions),
+            node=None,
         )
 
     def requeued(self, *, count_the_attempt: bool) -> "Job":
@@ -257,9 +265,7 @@ class Job(Record):
         """It has a result that passed every check."""
         return self.moved(
             "succeeded",
-            exit_code=end.exit_code,
-            seconds=end.seconds,
-            peak_memory_bytes=end.peak_memory_bytes,
+            **self._facts_of(end),
             segmentation=segmentation,
             warnings=[*self.warnings, *warnings],
         )
@@ -269,12 +275,22 @@ class Job(Record):
         key = None if isinstance(error, Interrupted) else self.idempotency_key
         return self.moved(
             "failed",
-            exit_code=end.exit_code if end else None,
-            seconds=end.seconds if end else None,
-            peak_memory_bytes=end.peak_memory_bytes if end else None,
+            **self._facts_of(end or RunEnd(None, None)),
             error=Cause.of(error),
             idempotency_key=key,
         )
+
+    def _facts_of(self, end: RunEnd) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "exit_code": end.exit_code,
+            "seconds": end.seconds,
+            "peak_memory_bytes": end.peak_memory_bytes,
+        }
+        if end.node is not None and self.device is not None:
+            # Its slot was a wish: Ray may have found room elsewhere.
+            device = f"{end.node}/{self.device.rpartition('/')[2]}"
+            facts |= {"node": end.node, "device": device, "versions": dict(end.versions or {})}
+        return facts
 
     def cancelled(self, why: str) -> "Job":
         """It was ended on request; its Idempotency-Key can be used again."""

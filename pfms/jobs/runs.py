@@ -192,7 +192,13 @@ class Runs:
             progress = Progress("checking", int(100 * part), 100)
             loop.call_soon_threadsafe(self._on_progress, active, progress)
 
-        end = RunEnd(plugin_exit.code, round(plugin_exit.seconds, 3), plugin_exit.peak_memory)
+        end = RunEnd(
+            plugin_exit.code,
+            round(plugin_exit.seconds, 3),
+            plugin_exit.peak_memory,
+            plugin_exit.node,
+            plugin_exit.versions,
+        )
         self._metrics.peak_memory(plugin_exit.peak_memory)
         try:
             with self._spans.span("judge"):

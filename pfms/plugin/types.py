@@ -43,6 +43,7 @@ class PluginRun:
         log: The file that stdout and stderr are appended to.
         max_log_bytes: Of more than this, the log keeps the head and the tail.
         max_memory: Bytes for each of its processes; 0 sets no limit.
+        memory: Bytes that it is estimated to need; 0 if that is not known.
         slot: The place that it runs in; one run at a time is in it. Empty if it has none.
         kind: Runs of the same kind may follow each other in one process, if the executor does that.
         time_limit: Seconds from the start, after which the run is ended.
@@ -58,6 +59,7 @@ class PluginRun:
     grace: float
     max_log_bytes: int = 16 << 20
     max_memory: int = 0
+    memory: int = 0
     slot: str = ""
     kind: str = ""
 
@@ -75,6 +77,8 @@ class PluginExit:
         message: Why it was not started or was lost, in one line; else empty.
         peak_memory: The most bytes of memory that one of its processes held (resident pages, also
             those that it shared with the process it was forked from); None if it is not known.
+        node: The machine that it ran on, as in the names of devices; None if it is this one.
+        versions: There, of everything that affects the voxels; None if it ran on this machine.
     """
 
     code: int | None
@@ -83,6 +87,8 @@ class PluginExit:
     ended_by: Literal["itself", "time-limit", "executor", "not-started"] = "itself"
     message: str = ""
     peak_memory: int | None = None
+    node: str | None = None
+    versions: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

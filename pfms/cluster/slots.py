@@ -1,0 +1,236 @@
+"""The actors on the nodes: made where Ray finds room, kept for later runs, and each run in one."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pfms.cluster.node import Node, NodeConfig
+from pfms.cluster.parcels import Unpacking
+from pfms.plugin import PLUGIN
+from pfms.plugin.types import PluginExit
+from pfms.processes.output import BoundedLog
+from pfms.storage.inside import open_file
+
+log = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 300.0  # for which an actor keeps its place, and the plugin warm
+_CANCEL_SECONDS = 15.0  # beyond the grace, for an actor to say that all is dead
+_LATE_SECONDS = 60.0  # beyond the time limit, for an actor to say how a run ended
+_GIB = 1 << 30
+_WEIGHTS_KEPT = 4  # models whose weights stay in the object store
+
+Tell = Callable[[Mapping[str, Any]], None]
+
+
+class Actor:
+    """An actor that has started, or is starting."""
+
+    def __init__(self, handle: Any, *, gpu: bool, memory: int, wanted: str) -> None:
+        self.handle = handle
+        self.gpu = gpu
+        self.memory = memory
+        self.node = wanted
+        self.versions: dict[str, str] = {}
+        self.since = time.monotonic()
+
+
+class Slots:
+    """The pool of actors.
+
+    Args:
+        config: For the actors.
+        resource: The custom resource that nodes with the plugin have.
+        node_ids: Ray's IDs of the nodes, by the names that devices have; kept up to date.
+    """
+
+    def __init__(self, config: NodeConfig, resource: str, node_ids: Mapping[str, str]) -> None:
+        self._config = config
+        self._resource = resource
+        self._node_ids = node_ids
+        self._idle: list[Actor] = []
+        self._weights: dict[str, Any] = {}
+
+    async def run(self, order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+        """Run the plugin for an order of `executors/cluster.py`; returns how it ended.
+
+        That is a dict with the fields of `PluginExit`, or {"cancelled": True}; and `node` and
+        `versions`, if it ran.
+        """
+        begun = time.monotonic()
+        node = order["node"]
+        actor: Actor | None = None
+        try:
+            actor = await self._actor(order)
+            node = actor.node
+            async with asyncio.timeout(order["time_limit"] + _LATE_SECONDS):
+                end = await self._in(actor, order, tell)
+        except asyncio.CancelledError:
+            if actor is not None:
+                await asyncio.shield(self._end(actor))
+            raise
+        except TimeoutError:
+            why = f"the node {node} did not say how the run ended"
+        except RayError as error:
+            log.warning("job %s: %s", order["job"], _in_one_line(error))
+            why = f"the node {node} was lost, or the run's process on it"
+        except OSError as error:
+            why = f"what the run wrote could not be fetched from the node {node}: {error}"
+        else:
+            actor.since = time.monotonic()
+            self._idle.append(actor)
+            return {**end, "node": node, "versions": actor.versions}
+        if actor is not None:
+            await self._end(actor)
+        seconds = time.monotonic() - begun
+        return PluginExit(None, None, seconds, "executor", why).__dict__
+
+    async def end_idle(self) -> None:
+        """End the actors that have waited for long, so that their nodes can be released."""
+        now = time.monotonic()
+        for actor in [one for one in self._idle if now - one.since > _IDLE_SECONDS]:
+            self._idle.remove(actor)
+            await self._end(actor)
+
+    # --- actors ------------------------------------------------------------------------------
+
+    async def _actor(self, order: Mapping[str, Any]) -> Actor:
+        """An idle actor that is large enough, at best on the wanted node; else a new one."""
+        gpu, memory, wanted = order["gpu"], _class_of(order["memory"]), order["node"]
+        alike = [one for one in self._idle if one.gpu == gpu]
+        alike.sort(key=lambda one: (one.node != wanted, one.memory))
+        fitting = [one for one in alike if one.memory >= memory]
+        if fitting:
+            self._idle.remove(fitting[0])
+            return fitting[0]
+        if alike:  # it holds the place that the new one needs
+            self._idle.remove(alike[0])
+            await self._end(alike[0])
+        actor = Actor(self._make(gpu, memory, wanted), gpu=gpu, memory=memory, wanted=wanted)
+        try:
+            told = await actor.handle.start.remote()
+        except BaseException:
+            await asyncio.shield(self._end(actor))
+            raise
+        names = {node_id: name for name, node_id in self._node_ids.items()}
+        actor.node = names.get(told["node_id"], wanted)
+        actor.versions = told["versions"]
+        return actor
+
+    def _make(self, gpu: bool, memory: int, wanted: str) -> Any:
+        share = 1 / self._config.jobs_per_device
+        options: dict[str, Any] = {
+            "max_restarts": 0,
+            "num_cpus": 0 if gpu else 1,
+            "resources": {self._resource: 0.001},
+        }
+        if gpu:
+            options["num_gpus"] = share
+        if memory:
+            options["memory"] = memory
+        if wanted in self._node_ids:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                self._node_ids[wanted], soft=True
+            )
+        return ray.remote(Node).options(**options).remote(self._config)
+
+    async def _end(self, actor: Actor) -> None:
+        with contextlib.suppress(RayError):
+            await asyncio.to_thread(ray.kill, actor.handle)
+
+    # --- a run -------------------------------------------------------------------------------
+
+    async def _in(self, actor: Actor, order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+        root = Path(order["root"])
+        volume, weights = await asyncio.to_thread(self._send, root)
+        messages = actor.handle.run.options(num_returns="streaming").remote(
+            {name: text for name, text in order.items() if name not in ("root", "log")},
+            volume,
+            weights,
+        )
+        del volume, weights  # Ray keeps them until the node has them
+        kept_log = await asyncio.to_thread(BoundedLog, Path(order["log"]), order["max_log_bytes"])
+        unpacking = Unpacking(root)
+        receiving = asyncio.create_task(self._receive(messages, order, tell, kept_log, unpacking))
+        try:
+            return await asyncio.shield(receiving)
+        except asyncio.CancelledError:
+            async with asyncio.timeout(order["grace"] + _CANCEL_SECONDS):
+                await actor.handle.cancel.remote()
+                return await receiving
+        finally:
+            receiving.cancel()
+            await asyncio.wait({receiving})
+            await asyncio.to_thread(unpacking.abandon)
+            await asyncio.to_thread(kept_log.close)
+
+    async def _receive(
+        self,
+        messages: Any,
+        order: Mapping[str, Any],
+        tell: Tell,
+        kept_log: BoundedLog,
+        unpacking: Unpacking,
+    ) -> dict[str, Any]:
+        async for reference in messages:
+            kind, *rest = message = await reference
+            del reference
+            if kind == "progress":
+                stage, done, total = rest
+                tell({"progress": order["run"], "stage": stage, "done": done, "total": total})
+            elif kind == "log":
+                await asyncio.to_thread(_append, kept_log, rest[0])
+            elif kind == "ended":
+                end: dict[str, Any] = rest[0]
+                return end
+            elif kind == "cancelled":
+                return {"cancelled": True}
+            else:
+                await asyncio.to_thread(unpacking.take, message)
+        return PluginExit(None, None, 0, "executor", "the node said no more").__dict__
+
+    def _send(self, root: Path) -> tuple[Any, Any]:
+        """Put volume and weights into the object store; a node fetches the same weights once."""
+        volume, content = (_content_of(root, name) for name in (PLUGIN.volume, PLUGIN.weights))
+        sha256 = hashlib.sha256(content or b"").hexdigest()
+        weights = self._weights.pop(sha256, None) or ray.put(content)
+        self._weights[sha256] = weights
+        while len(self._weights) > _WEIGHTS_KEPT:
+            del self._weights[next(iter(self._weights))]
+        return ray.put(volume), weights
+
+
+def _content_of(root: Path, name: str) -> bytes | None:
+    """What a run is given; None if it is not there, which the run then finds out."""
+    try:
+        with open_file(root, name) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _class_of(memory: int) -> int:
+    """A power of two of GiB, so that an actor is large enough for many runs; 0 stays 0."""
+    if not memory:
+        return 0
+    size = _GIB
+    while size < memory:
+        size *= 2
+    return size
+
+
+def _append(kept_log: BoundedLog, data: bytes) -> None:
+    for begin in range(0, len(data), kept_log.piece):
+        kept_log.write(data[begin : begin + kept_log.piece])
+
+
+def _in_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
