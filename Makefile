@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt tools/install.py
 install-ray: $(RAY_STAMP)
 
 $(RAY_STAMP): $(STAMP)
-	@"$(PYTHON)" tools/install.py --extras ray
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet 'pfms[ray]'
 	@touch $@
 
 # An index that differs from the one .venv was built with rebuilds it; without one, it stays as it is.
