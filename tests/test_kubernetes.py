@@ -30,17 +30,21 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "gpu": ("gpu",),
     "openshift-cpu": ("openshift",),
     "openshift-gpu": ("gpu", "openshift"),
+    "ray": ("ray",),  # more of it in tests/test_kubernetes_ray.py
+    "openshift-ray": ("openshift", "ray"),
 }
-ROUTE_SCHEMA = ROOT / "tests" / "route.schema.json"
+# Of kinds that are not Kubernetes' own.
+SCHEMAS = {"Route": "route.schema.json", "RayCluster": "ray_cluster.schema.json"}
 VERSIONS = ("1.25", "1.37")
 A_RANDOM_GROUP = 1_000_650_000
 # What OpenShift's restricted-v2 and the profile `restricted` of Kubernetes let a pod mount.
 ALLOWED_VOLUMES = {"configMap", "emptyDir", "persistentVolumeClaim", "secret"}
 
-pytestmark = pytest.mark.skipif(
+needs_kubectl = pytest.mark.skipif(
     shutil.which("kubectl") is None,  # no package of Debian has one that knows components
     reason="kubectl is not installed",
 )
+pytestmark = needs_kubectl
 
 Document = dict[str, Any]
 
@@ -61,8 +65,10 @@ def built(variant: str) -> list[Document]:
         return build(Path(folder))
 
 
-def only(documents: list[Document], kind: str) -> Document:
-    [found] = [each for each in documents if each["kind"] == kind]
+def only(documents: list[Document], kind: str, name: str = "") -> Document:
+    """The one of a kind, or that of the name."""
+    of_kind = [each for each in documents if each["kind"] == kind]
+    [found] = [each for each in of_kind if name in ("", each["metadata"]["name"])]
     return found
 
 
@@ -89,11 +95,10 @@ def environment_of_the_image() -> dict[str, str]:
 
 
 def check(documents: list[Document]) -> None:
-    """Hold them against the schemas of Kubernetes, and of OpenShift's Route."""
-    route = json.loads(ROUTE_SCHEMA.read_text())
+    """Hold them against the schemas of Kubernetes, OpenShift and KubeRay."""
     for document in documents:
-        if document["kind"] == "Route":
-            jsonschema_rs.validate(route, document)
+        if name := SCHEMAS.get(document["kind"]):
+            jsonschema_rs.validate(json.loads((ROOT / "tests" / name).read_text()), document)
         else:
             for version in VERSIONS:
                 kubernetes_validate.validate(document, version, strict=True)
@@ -112,7 +117,10 @@ def test_what_belongs_together_finds_each_other(variant: str) -> None:
     [container] = pod["spec"]["containers"]
     [port] = container["ports"]
 
-    service, policy = only(documents, "Service")["spec"], only(documents, "NetworkPolicy")["spec"]
+    service, policy = (
+        only(documents, "Service")["spec"],
+        only(documents, "NetworkPolicy", "pfms")["spec"],
+    )
     assert service["selector"].items() <= labels
     assert policy["podSelector"]["matchLabels"].items() <= labels
     assert service["ports"][0]["targetPort"] == port["name"]
@@ -181,7 +189,7 @@ def test_the_route_waits_for_a_run_and_leads_to_the_service() -> None:
     assert spec["port"]["targetPort"] == service["spec"]["ports"][0]["name"]
     assert spec["tls"]["termination"] == "edge"
     # The router calls from another namespace.
-    peers = only(documents, "NetworkPolicy")["spec"]["ingress"][0]["from"]
+    peers = only(documents, "NetworkPolicy", "pfms")["spec"]["ingress"][0]["from"]
     assert {"policy-group.network.openshift.io/ingress": ""} in [
         peer["namespaceSelector"]["matchLabels"] for peer in peers if "namespaceSelector" in peer
     ]
@@ -202,7 +210,7 @@ def test_the_kustomization_that_the_documentation_shows_is_built(tmp_path: Path)
     assert container["image"] != "pfms"
     assert "pfms.clinic.example" in settings["PFMS_HOSTNAMES"].split(",")
     assert settings["PFMS_TOKENS_FILE"] == settings_of(built("gpu"))["PFMS_TOKENS_FILE"]
-    assert len(only(documents, "NetworkPolicy")["spec"]["ingress"][0]["from"]) == 2
+    assert len(only(documents, "NetworkPolicy", "pfms")["spec"]["ingress"][0]["from"]) == 2
 
 
 @needs_root
