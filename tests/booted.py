@@ -162,7 +162,8 @@ def _install(place: Path) -> None:
     (place / "pyvenv.cfg").write_text(f"home = {PYTHON}/bin\n")
     base = Path(sys.executable).resolve().relative_to(sys.base_prefix)
     (place / "bin" / "python").symlink_to(Path(PYTHON) / base)
-    for name in ("pfms", "spleenseg"):
+    ray = ["ray"] if (here / "bin" / "ray").exists() else []  # an extra
+    for name in ("pfms", "spleenseg", *ray):
         script = place / "bin" / name
         script.write_text((here / "bin" / name).read_text().replace(str(here), "/opt/pfms"))
         script.chmod(0o755)
