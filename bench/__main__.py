@@ -39,6 +39,7 @@ BENCHES = (
     "stages",
     "speed",
     "gpu",
+    "scale",
 )
 
 
