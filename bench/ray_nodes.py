@@ -1,5 +1,6 @@
 """A Ray cluster of simulated nodes on this machine: each a raylet with one CPU."""
 
+import importlib.util
 import os
 import secrets
 from collections.abc import Iterator
@@ -39,15 +40,15 @@ def nodes(count: int, object_store: int = 80 * MIB) -> Iterator[Cluster]:
     Raises:
         Skipped: Ray is not installed.
     """
-    try:
-        from ray.cluster_utils import Cluster as Simulated
-    except ImportError as error:
-        raise Skipped("Ray is not installed (make install-ray)") from error
-    os.environ |= {
+    if importlib.util.find_spec("ray") is None:
+        raise Skipped("Ray is not installed (make install-ray)")
+    os.environ |= {  # ray reads them when it is imported
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_urlsafe(32),
+        "RAY_AUTH_TOKEN": os.environ.get("RAY_AUTH_TOKEN") or secrets.token_urlsafe(32),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+    from ray.cluster_utils import Cluster as Simulated
+
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     small: dict[str, Any] = {"object_store_memory": object_store, "include_dashboard": False}
     simulated = Simulated(initialize_head=True, head_node_args={"num_cpus": 0, **small})
