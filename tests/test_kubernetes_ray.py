@@ -2,16 +2,25 @@
 
 import json
 import re
+import secrets
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from kubernetes_validate import validate  # type: ignore[import-untyped]
 
-from tests.conftest import ROOT
+from tests import image
+from tests.conftest import ROOT, eventually
+from tests.test_image import A_RANDOM_USER, needs_root
 from tests.test_kubernetes import (
+    A_RANDOM_GROUP,
     ALLOWED_VOLUMES,
     VERSIONS,
     Document,
@@ -21,6 +30,8 @@ from tests.test_kubernetes import (
     pod_of,
     settings_of,
 )
+from tests.test_proxy import free_port
+from tests.test_ray_units import LOCALHOST, needs_ray, status
 
 A_RAY_POD = {"ray.io/cluster": "pfms-ray"}
 TOKEN = {"secretKeyRef": {"name": "pfms-ray", "key": "auth_token"}}
@@ -145,3 +156,51 @@ def test_a_node_asks_for_no_more_than_the_profile_restricted_allows(role: str) -
     shared = volumes[mounts["/dev/shm"]]
     assert shared["medium"] == "Memory"
     assert size(shared["sizeLimit"]) > int(group["rayStartParams"]["object-store-memory"])
+
+
+@contextmanager
+def pod(made: image.Image, role: str, group: Document, token: str, log: Path) -> Iterator[None]:
+    """A node in the image, started as KubeRay starts it, until it has been stopped."""
+    params = " ".join(f"--{name}={text}" for name, text in group["rayStartParams"].items())
+    params = params.replace("--disable-usage-stats=true", "--disable-usage-stats")
+    started = f"ulimit -n 65536; exec ray start {role} {params} --block"
+    made.writable = tuple(each["mountPath"] for each in container_of(group)["volumeMounts"])
+    env = {**made.env, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    with log.open("wb") as output:
+        argv = made.argv(["bash", "-c", started], A_RANDOM_USER)
+        process = subprocess.Popen(argv, env=env, stdout=output, stderr=output)
+    try:
+        yield
+    finally:
+        nodes = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()  # upon which it ends the others
+        process.wait(30)
+        _, left = psutil.wait_procs(nodes, 10)
+        for each in left:
+            each.kill()
+        assert left == []
+
+
+# A build of the image, and two nodes of Ray: CI leaves it out.
+@pytest.mark.every
+@needs_ray
+@needs_root
+def test_head_and_worker_find_each_other_as_pods_would_run_the_image(tmp_path: Path) -> None:
+    token, port = secrets.token_hex(32), free_port()
+    tmp_path.chmod(0o755)
+    made = image.Image(tmp_path / "image", groups=(A_RANDOM_GROUP,))
+    made.root.mkdir()
+    made.build()
+    head, worker = deepcopy(groups())
+    worker["rayStartParams"]["node-manager-port"] = str(free_port())
+    here = f"--node-ip-address={LOCALHOST}"
+    known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    logs = tmp_path / "head.log", tmp_path / "worker.log"
+    with (
+        pod(made, f"--head --port={port} {here}", head, token, logs[0]),
+        pod(made, f"--address={LOCALHOST}:{port} {here}", worker, token, logs[1]),
+    ):
+        eventually(lambda: "/1000.0 pfms" in status(port, known).stdout, seconds=90)
+        said = status(port, known).stdout
+    assert "/1.0 GPU" in said
+    assert "/4.0 CPU" in said
