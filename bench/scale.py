@@ -106,8 +106,8 @@ def _on(
     cluster: Cluster, workspace: Path, seconds: float, slots: int, **settings: Any
 ) -> Iterator[Server]:
     """Serve by a cluster, once all its slots are there."""
-    address = cluster.address
-    with _waiting(workspace, seconds, executor="ray", ray_address=address, **settings) as server:
+    of_ray = {"executor": "ray", "ray_address": cluster.address, "devices": "auto"}
+    with _waiting(workspace, seconds, **of_ray, **settings) as server:
         _until(lambda: _nodes_of(server) == slots, 120)
         yield server
 
