@@ -25,11 +25,15 @@ class Cut:
 
 @dataclass
 class Relay:
-    """Passes bytes between clients and the server at `port`; makes its cuts one after another."""
+    """Passes bytes between clients and the server at `port`; makes its cuts one after another.
+
+    `sent` is everything that clients have sent.
+    """
 
     port: int
     cuts: list[Cut]
     url: str = ""
+    sent: bytearray = field(default_factory=bytearray)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def carry(self, client: socket.socket) -> None:
@@ -53,6 +57,8 @@ class Relay:
                 seen = seen[-100:] + data
                 if self._cuts(direction, seen):
                     break
+                if direction == "up":
+                    self.sent += data
                 to.sendall(data)
         for end in (source, to):
             with suppress(OSError):

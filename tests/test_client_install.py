@@ -77,6 +77,15 @@ def test_it_segments(installed: Path, server: Server) -> None:
     assert lines == [str(ml), "an image needs nibabel: pip install 'pfms[nibabel]'"]
 
 
+def test_a_folder_of_dicom_says_what_to_install(installed: Path) -> None:
+    folder = installed / "series"
+    folder.mkdir()
+    (folder / "IM1").write_bytes(bytes(128) + b"DICM")
+    said = run(installed, "pfms", "infer", folder, "--model", "demo", code=2)
+    assert "pip install 'pfms[dicom]'" in said
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("command", ["serve", "doctor", "tokens list", "jobs reindex"])
 def test_a_command_of_the_server_says_what_to_install(installed: Path, command: str) -> None:
     said = run(installed, "pfms", *command.split(), code=2)

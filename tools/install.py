@@ -22,7 +22,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="default: .venv")
     parser.add_argument(
-        "--extras", default="server,plugin,dev,docs", help="of pyproject.toml (default: all)"
+        "--extras", default="server,plugin,dicom,dev,docs", help="of pyproject.toml (default: all)"
     )
     parser.add_argument("--torch-index", default="", help="index for torch (PyTorch's CPU build)")
     return parser

@@ -14,6 +14,8 @@ from pathlib import Path
 from pfms.client.client import Client
 from pfms.client.problems import ClientError, Json, PfmsProblem, Unreachable, problem_of
 from pfms.client.updates import OnUpdate, Update
+from pfms.commands.dicom import Source
+from pfms.commands.output import sentence
 from pfms.commands.threads import in_threads
 from pfms.commands.volumes import Task
 
@@ -63,6 +65,7 @@ class Batch:
         again: Go on where an earlier call was ended: leave out volumes that have a result, and
             join the jobs of the others, if they have one.
         progress: Called with a volume and its progress, from several threads.
+        dicom_seg: Write each result as DICOM SEG, too; all volumes are DICOM series.
     """
 
     def __init__(
@@ -73,15 +76,18 @@ class Batch:
         *,
         again: bool,
         progress: Callable[[str, Update], None],
+        dicom_seg: bool = False,
     ) -> None:
         self._client = client
         self._model = model
         self._resultant = resultant
         self._again = again
         self._progress = progress
+        self._dicom_seg = dicom_seg
         self._stopped = threading.Event()
         self._jobs: set[str] = set()  # that are not known to have ended
         self._active: set[Task] = set()
+        self._converting = threading.Lock()  # a series takes up to a gigabyte meanwhile
         self._weights = self._model_sha256()
         failed = client.jobs(state="failed", model_id=model, limit=_LISTED) if again else []
         self._failed_before = {job["id"] for job in failed}
@@ -116,26 +122,28 @@ class Batch:
             raise
 
     def _row(self, task: Task) -> Row:
-        row = Row(str(task.volume), output=str(task.target))
-        if self._again and task.target.exists():
+        row = Row(task.name, output=str(task.target))
+        if self._again and all(path.exists() for path in task.outputs(self._dicom_seg)):
             return row
         try:
-            job = self._segment(task)
+            job, warnings = self._segment(task)
         except ClientError as error:
             if isinstance(error, Unreachable):
                 self._stopped.set()  # each of the others would wait as long
             row.job = error.job or ""
-            row.error = f"{getattr(error, 'code', '')}: {error.detail}"
+            words = f"{getattr(error, 'code', '')}: {sentence(error.detail)} {error.remedy}"
+            row.error = words.rstrip()
         except OSError as error:
             row.error = f"{error.strerror or error}"
         else:
+            row.warnings = "; ".join([*(job["warnings"] if job else ()), *warnings])
             if job is not None:
-                found = job["segmentation"]
-                row.job, row.warnings = job["id"], "; ".join(job["warnings"])
+                row.job, found = job["id"], job["segmentation"]
                 row.ml, row.seconds = f"{found['spleen_ml']:.1f}", f"{job['seconds']:.1f}"
         return row
 
-    def _segment(self, task: Task) -> Json | None:
+    def _segment(self, task: Task) -> tuple[Json | None, list[str]]:
+        """The job as it ended, its result saved, and what is to be said about that."""
         seen = ""
 
         def on_update(update: Update) -> None:
@@ -145,27 +153,28 @@ class Batch:
                 self._jobs.add(seen)
             if self._stopped.is_set():
                 raise PfmsProblem(_INTERRUPTED, "not segmented, because this call was ended")
-            self._progress(str(task.volume), update)
+            self._progress(task.name, update)
 
         on_update(Update("waiting"))
         task.target.parent.mkdir(parents=True, exist_ok=True)
         self._active.add(task)
         try:
-            return self._once(task, on_update)
+            with self._converting:
+                source = Source(task, on_update)
+            job = self._once(task, source, on_update)
+            return job, source.save_seg(self._model, job) if self._dicom_seg else []
         finally:
             self._active.discard(task)
             self._jobs.discard(seen)
 
-    def _once(self, task: Task, on_update: OnUpdate) -> Json | None:
+    def _once(self, task: Task, source: Source, on_update: OnUpdate) -> Json | None:
         """The job as it ended, its result saved; an earlier call's job if there is one."""
-        client, volume, resultant = self._client, task.volume, self._resultant
+        client, volume, resultant = self._client, source.volume, self._resultant
         if not self._again or not self._weights:
             return client.infer(
                 volume, self._model, task.target, resultant=resultant, on_update=on_update
             )
-        with volume.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        asked = "\n".join((content, self._model, self._weights, resultant))
+        asked = "\n".join((source.sha256(), self._model, self._weights, resultant))
         key = hashlib.sha256(asked.encode()).hexdigest()
         for n in itertools.count():
             job = client.submit(

@@ -1,6 +1,6 @@
 """`pfms infer`: send a volume, get its segmentation back."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,7 +22,7 @@ from pfms.commands.output import (
     server_client,
     warn,
 )
-from pfms.commands.volumes import Task, found, result_name
+from pfms.commands.volumes import ENDINGS, Task, found
 
 if TYPE_CHECKING:
     from pfms.client.client import Client
@@ -35,7 +35,7 @@ def infer(
     volumes: Annotated[
         list[str],
         typer.Argument(
-            help="CT volumes (NIfTI, plain or gzipped), folders of them, or patterns",
+            help="CT volumes (NIfTI, plain or gzipped, or DICOM), folders of them, or patterns",
             metavar="CT...",
         ),
     ],
@@ -66,6 +66,17 @@ def infer(
         Path | None,
         typer.Option(help="Write the table to this file, too", metavar="FILE", dir_okay=False),
     ] = None,
+    series: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Take only the DICOM series with this UID or description; * is any text",
+            metavar="SERIES",
+        ),
+    ] = None,
+    dicom_seg: Annotated[
+        bool,
+        typer.Option("--dicom-seg", help="Of DICOM, write the result as DICOM SEG, too"),
+    ] = False,
     server: ServerOption = DEFAULT_SERVER,
     ca: CaOption = None,
     token_file: TokenFileOption = None,
@@ -73,55 +84,74 @@ def infer(
 ) -> None:
     """Segment volumes on a server, and save the results. Ctrl-C cancels the runs.
 
+    A DICOM series becomes NIfTI on this machine: names and numbers of patients do not leave it.
     With several volumes: a table at the end, and exit code 1 if any failed; the others are done.
     """
     where = Where(server, ca, token_file)
     if force and skip_existing:
         fail("--force and --skip-existing exclude each other", "Use one of them.")
-    one = Path(volumes[0])
-    if len(volumes) == 1 and one.is_file() and csv is None and not skip_existing:
-        _infer_one(one, model, out, resultant, force, where, as_json)
-        return
-    try:
-        tasks = found(volumes, out or Path(), resultant)
-    except ValueError as error:
-        fail(str(error), "Name files, folders, or a pattern in quotes.")
-    if out is not None and out.is_file():
+    if dicom_seg and resultant != "labels":
+        fail("--dicom-seg takes labels", "Leave out --resultant.")
+    tasks = _tasks(volumes, out, resultant, series or [])
+    if dicom_seg and not all(task.series for task in tasks):
+        other = next(task.name for task in tasks if not task.series)
+        fail(f"{other} is not DICOM", "Without --dicom-seg its result is written as NIfTI.")
+    alone = len(volumes) == 1 and Path(volumes[0]).is_file() and len(tasks) == 1
+    named = out is not None and not out.is_dir() and out.name.lower().endswith(ENDINGS)
+    alone = (alone or named) and csv is None and not skip_existing
+    if out is not None and not out.is_dir() and (alone or named):
+        if len(tasks) != 1:
+            fail(f"{out} is one file for {len(tasks)} results", "Name a folder with -o.")
+        tasks = [replace(tasks[0], target=out)]
+    elif out is not None and out.is_file():
         fail(f"{out} is a file", "Several volumes go to a folder: name one with -o.")
-    there = [task.target for task in tasks if task.target.exists()]
+    there = [path for task in tasks for path in task.outputs(dicom_seg) if path.exists()]
+    if alone:
+        if there and not force:
+            fail(f"{there[0]} already exists", "--force replaces it, -o names another file.")
+        _infer_one(tasks[0], model, resultant, dicom_seg, where, as_json)
+        return
     if there and not force and not skip_existing:
         fail(
             f"results already exist: {len(there)}, such as {there[0]}",
             "--skip-existing leaves these volumes out, --force replaces the files.",
         )
-    _infer_all(tasks, model, resultant, jobs, skip_existing, csv, where, as_json)
+    _infer_all(tasks, model, resultant, jobs, skip_existing, csv, dicom_seg, where, as_json)
+
+
+def _tasks(volumes: list[str], out: Path | None, resultant: str, series: list[str]) -> list[Task]:
+    """The volumes that are meant, and where their results go."""
+    try:
+        tasks = found(volumes, out or Path(), resultant, series, warn)
+    except ModuleNotFoundError as error:
+        detail = f"there are DICOM files, and {error.name} is not installed"
+        fail(detail, "Install it: pip install 'pfms[dicom]'.")
+    except ValueError as error:
+        fail(str(error), "Name files, folders, or a pattern in quotes.")
+    if not tasks:
+        fail("there is no CT series among these DICOM files", "Name the folder that has it.")
+    return tasks
 
 
 def _infer_one(
-    volume: Path,
-    model: str,
-    out: Path | None,
-    resultant: str,
-    force: bool,
-    where: Where,
-    as_json: bool,
+    task: Task, model: str, resultant: str, dicom_seg: bool, where: Where, as_json: bool
 ) -> None:
+    from pfms.commands.dicom import Source
     from pfms.commands.progress import display
 
-    target = out or Path()
-    target = target / result_name(volume, resultant) if target.is_dir() else target
-    if target.exists() and not force:
-        fail(f"{target} already exists", "--force replaces it, -o names another file.")
+    target = task.target
     if not target.parent.is_dir():
         fail(f"there is no folder {target.parent}", "Create it, or name another file with -o.")
     with server_client(*where) as client, display() as show:
         try:
-            job = client.infer(volume, model, target, resultant=resultant, on_update=show)
+            source = Source(task, show)
+            job = client.infer(source.volume, model, target, resultant=resultant, on_update=show)
+            remarks = source.save_seg(model, job) if dicom_seg else []
         except KeyboardInterrupt:
             fail(*_cancelled(client, show.last), INTERRUPTED)
     if job is None:
         warn("this server keeps no jobs and may not know --resultant: check what it sent")
-    for warning in job["warnings"] if job else ():
+    for warning in [*(job["warnings"] if job else ()), *remarks]:
         warn(warning)
     if as_json:
         print_json({"output": str(target), "job": job})
@@ -136,6 +166,7 @@ def _infer_all(
     jobs: int,
     again: bool,
     csv: Path | None,
+    dicom_seg: bool,
     where: Where,
     as_json: bool,
 ) -> None:
@@ -143,10 +174,10 @@ def _infer_all(
     from pfms.commands.progress import Overall
 
     known = read_csv(csv) if csv and again else {}
-    rows = {str(task.volume): known.get(str(task.volume)) for task in tasks}
+    rows = {task.name: known.get(task.name) for task in tasks}
     calling = server_client(*where, retry_seconds=RETRY_SECONDS, busy_seconds=BUSY_SECONDS)
     with calling as client, Overall(len(tasks)) as show:
-        batch = Batch(client, model, resultant, again=again, progress=show)
+        batch = Batch(client, model, resultant, again=again, progress=show, dicom_seg=dicom_seg)
         try:
             for row in batch.run(tasks, jobs):
                 before = known.get(row.file)

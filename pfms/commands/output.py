@@ -74,7 +74,7 @@ def server_client(
     from pfms.client.address import base_url
     from pfms.client.client import Client
     from pfms.client.credentials import find_credentials
-    from pfms.client.problems import PfmsProblem, Unreachable
+    from pfms.client.problems import ClientError, PfmsProblem, Unreachable
     from pfms.hosts import LOOPBACK
 
     try:
@@ -92,6 +92,8 @@ def server_client(
         fail(error.detail, error.remedy, UNREACHABLE)
     except PfmsProblem as problem:
         fail(*_words(problem, source), _exit_code(problem))
+    except ClientError as error:
+        fail(error.detail, error.remedy)
 
 
 def warn(text: str) -> None:

@@ -9,6 +9,7 @@ from pfms.client.updates import Update
 from pfms.commands.output import size
 
 _WORDS = {
+    "converting": "reading the DICOM files",
     "uploading": "sending",
     "loading": "starting the plugin",
     "inferring": "segmenting",
