@@ -1,15 +1,19 @@
 """`pfms compare`."""
 
 import csv
+import io
 import json
+import shutil
 from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
-from pfms.local.compare import Comparison, Mask, compare, picture, surface_distances
+from pfms.local.compare import Comparison, Mask, compare, surface_distances
+from pfms.local.compare_report import picture
 from tests.command import pfms
 from tests.conftest import Server, nifti_bytes, seed_model
 
@@ -65,9 +69,32 @@ def test_distances_are_those_of_every_point_to_every_other() -> None:
     assert sorted(surface_distances(a, b, SPACING)) == pytest.approx(sorted(expected))
 
 
+def colours(png: bytes) -> dict[tuple[int, ...], int]:
+    """How often each colour is in the axial slice of a picture: its first 320 columns."""
+    shown = np.asarray(Image.open(io.BytesIO(png)))[:, :320]
+    found, count = np.unique(shown.reshape(-1, 3), axis=0, return_counts=True)
+    return {tuple(map(int, colour)): int(n) for colour, n in zip(found, count, strict=True)}
+
+
 def test_a_picture_shows_what_differs() -> None:
-    shown = picture(image(mask((4, 4, 4), (10, 10, 10))), image(mask((5, 4, 4), (11, 10, 10))))
-    assert shown.startswith(b"\x89PNG")
+    a, b = image(mask((4, 4, 4), (10, 10, 10))), image(mask((5, 4, 4), (11, 10, 10)))
+    shown = colours(picture(a, b))
+    assert shown[235, 70, 60] == pytest.approx(shown[70, 140, 255], rel=0.1)
+    assert shown[235, 235, 235] == pytest.approx(5 * shown[235, 70, 60], rel=0.1)
+
+
+def test_a_picture_shows_the_ct_in_an_abdominal_window_below_the_outlines() -> None:
+    a, b = mask((4, 4, 4), (10, 10, 10)), mask((5, 4, 4), (11, 10, 10))
+    hu = np.where(np.arange(20) < 9, 40, 140)[:, None, None] * np.ones((20, 20, 20))
+    hu[:, :8] = -1000
+    ct = nib.Nifti1Image(hu[..., None].astype(np.int16), image(a).affine)
+    shown = colours(picture(image(a), image(b), ct))
+    for grey in (0, 127, 191):  # -1000, 40 and 140 HU
+        assert shown[grey, grey, grey] > 1000
+    without = colours(picture(image(a), image(b)))
+    for colour in ((235, 70, 60), (70, 140, 255), (235, 235, 235)):
+        assert 0 < shown[colour] < 1000, "a line, and no area"
+    assert shown[235, 235, 235] < without[235, 235, 235] / 5
 
 
 def test_two_files_are_compared(tmp_path: Path) -> None:
@@ -83,7 +110,8 @@ def test_a_folder_is_compared_with_the_truth(tmp_path: Path) -> None:
             path = tmp_path / folder / f"{name}{end}"
             path.parent.mkdir(parents=True, exist_ok=True)
             nib.save(image(mask((4 + by, 4, 4), (10 + by, 10, 10))), path)
-    options = ("--report", "report.html", "--csv", "t.csv", "--json")
+    shutil.copytree(tmp_path / "truth", tmp_path / "cts")
+    options = ("--report", "report.html", "--ct", "cts", "--csv", "t.csv", "--json")
     done = pfms("compare", "seg", "truth", *options, cwd=tmp_path)
     found = {one["name"]: one["dice"] for one in json.loads(done.stdout)["comparisons"]}
     assert found == {"p1/CT": 1.0, "p2/CT": 0.5}
@@ -114,6 +142,9 @@ def test_two_models_are_compared_on_a_volume(server: Server, tmp_path: Path) -> 
         (["a.nii.gz", "seg"], "a folder is compared"),
         (["seg", "empty"], "has no file for 1"),
         (["empty", "seg"], "has no NIfTI files"),
+        (["a.nii.gz", "a.nii.gz", "--ct", "a.nii.gz"], "Add --report"),
+        (["seg", "seg", "--report", "r.html", "--ct", "empty"], "has no file for 1"),
+        (["a.nii.gz", "a.nii.gz", "--report", "r.html", "--ct", "coarse.nii.gz"], "another grid"),
     ],
 )
 def test_what_cannot_be_compared_is_2(tmp_path: Path, line: list[str], problem: str) -> None:

@@ -48,6 +48,13 @@ def compare(
             help="Write a page with a picture of the worst, too", metavar="HTML", dir_okay=False
         ),
     ] = None,
+    ct: Annotated[
+        Path | None,
+        typer.Option(
+            help="The CT volume of A and B, or the folder of theirs, to show in the picture",
+            exists=True,
+        ),
+    ] = None,
     csv: Annotated[
         Path | None,
         typer.Option(help="Write the table to this file, too", metavar="FILE", dir_okay=False),
@@ -63,12 +70,16 @@ def compare(
     """
     try:
         from pfms.local import compare as local
+        from pfms.local import compare_report as page
     except ModuleNotFoundError as error:
         fail(f"{error.name} is not installed", "Install it: pip install 'pfms[compare]'.")
     if (second is None) == (models is None) or (models is not None and len(models) != 2):
         fail("two things are compared", "Name A and B, or A and --model twice.")
     if second is not None and first.is_dir() != second.is_dir():
         fail("a folder is compared with a folder", "Name two files, or two folders.")
+    if ct is not None and (report is None or second is None or ct.is_dir() != first.is_dir()):
+        detail = "--ct is for the picture of a report about two files, or two folders"
+        fail(detail, "Add --report; with folders name a folder. --model has its CT already.")
     try:
         if second is None:
             images = _made(first, models or [], Where(server, ca, token_file))
@@ -78,18 +89,26 @@ def compare(
             ]
         else:
             images = [(first.name, local.load(first), local.load(second))]
+        names = [name for name, *_ in images]
+        if ct is not None and ct.is_dir():
+            cts = local.belonging(ct, names)
+        else:
+            volume = first if second is None else ct
+            cts = dict.fromkeys(names, volume) if volume else {}
         found = [local.compare(*each) for each in images]
+        if report is not None:
+            worst = min(range(len(found)), key=lambda n: found[n].dice)
+            name, one, other = images[worst]
+            shown = page.picture(one, other, local.load(cts[name]) if cts else None)
+            report.write_text(page.report(found, shown))
     except local.CannotCompare as error:
         fail(error.detail, error.remedy)
-    if report is not None:
-        worst = min(range(len(found)), key=lambda n: found[n].dice)
-        report.write_text(local.report(found, local.picture(*images[worst][1:])))
     if csv is not None:
         _write_csv(csv, [each.to_dict() for each in found])
     if as_json:
         print_json({"comparisons": [each.to_dict() for each in found]})
     else:
-        print_table(local.HEAD, [local.cells(each) for each in found])
+        print_table(page.HEAD, [page.cells(each) for each in found])
 
 
 def _made(volume: Path, models: list[str], where: Where) -> "Pairs":
