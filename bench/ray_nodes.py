@@ -28,7 +28,7 @@ class Cluster(NamedTuple):
 
 
 @contextmanager
-def nodes(count: int, object_store: int = 80 * MIB) -> Iterator[Cluster]:
+def nodes(count: int, object_store: int = 80 * MIB, behind: int = 0) -> Iterator[Cluster]:
     """Start so many nodes beside a head that runs nothing.
 
     What this process starts meanwhile has the cluster's token in its environment.
@@ -36,6 +36,8 @@ def nodes(count: int, object_store: int = 80 * MIB) -> Iterator[Cluster]:
     Args:
         count: How many.
         object_store: Of each, bytes of shared memory.
+        behind: How much lower their priority is (nice), and that of their runs: real nodes take
+            no core from the server.
 
     Raises:
         Skipped: Ray is not installed.
@@ -58,6 +60,8 @@ def nodes(count: int, object_store: int = 80 * MIB) -> Iterator[Cluster]:
         simulated.wait_for_nodes(timeout=_JOIN_SECONDS)
         started = psutil.Process().children(recursive=True)
         own = [child for child in started if child.pid not in before]
+        for process in own if behind else ():
+            process.nice(psutil.Process().nice() + behind)
         yield Cluster(simulated.address, own)
     finally:
         simulated.shutdown()

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from bench.figures import Figure, Task, spread
-from bench.load import FAKES, MODELS, Caller, expect, family, serving, work_through
+from bench.load import FAKES, MODELS, Caller, expect, serving, work_through
 from bench.ray_nodes import Cluster, nodes
 from bench.volumes import content
 from tests.conftest import ROOT, Server, nifti_bytes, seed_model
@@ -53,7 +53,7 @@ def _many_nodes(task: Task) -> Iterator[Figure]:
     name = f"{count} nodes, {jobs:,} jobs of 0.5 MB"
     volume = _volume(_MEGABYTE // 2)
     with (
-        nodes(count) as cluster,
+        nodes(count, behind=10) as cluster,
         _on(cluster, task.folder / "many", seconds, slots=count, queue_limit=2 * jobs) as server,
         Caller(server.url) as caller,
     ):
@@ -66,20 +66,22 @@ def _many_nodes(task: Task) -> Iterator[Figure]:
             sent = time.perf_counter() - started
             _until(lambda: _none_waits_or_runs(caller), _LONGEST_SECONDS)
             took = time.perf_counter() - started
-        shares = busy.shares(took)
+        cores = {part: seconds / took for part, seconds in busy.seconds().items()}
         once = _ended_well_and_once(server, caller)
     yield Figure(f"{name}: ended well, each after one run", once - count, at_least=jobs)
     yield Figure(
         f"{name}: jobs", jobs / took, "/s", note=f"{count / seconds:.3g}/s if nodes never waited"
     )
     yield Figure(f"{name}: accepted", jobs / sent, "/s", note="while runs went on")
-    for part, share in shares.items():
+    for part, share in cores.items():
         yield Figure(f"{name}: cores that {part} kept busy", share)
     yield from spread(f"{name}: GET of the model list meanwhile", asked(), p99_at_most=50)
 
 
 def _cost(task: Task) -> Iterator[Figure]:
     """A run that waits for nothing, here and on a node, in turn."""
+    # Made before: a connection does not stay open while nothing is sent.
+    volumes = {size: _volume(int(size * _MEGABYTE)) for size in (0.5, 5, 50)}
     with (
         nodes(1, object_store=1000 * _MEGABYTE) as cluster,
         _on(cluster, task.folder / "ray", 0.0, slots=1) as on_ray,
@@ -87,18 +89,21 @@ def _cost(task: Task) -> Iterator[Figure]:
         Caller(on_ray.url) as by_ray,
         Caller(here.url) as by_warm,
     ):
-        for megabytes in (0.5, 5, 50):
-            volume = _volume(int(megabytes * _MEGABYTE))
-            pairs = []
-            for turn in range(task.either(15, 3) + 1):
-                pair = [expect(200, each.infer(volume)).seconds for each in (by_ray, by_warm)]
-                pairs += [pair] if turn else []  # the first has what later ones find there
+        for megabytes, volume in volumes.items():
+            by_ray.infer(volume), by_warm.infer(volume)  # later ones find what these needed
+            busy = _Busy(on_ray, cluster)
+            pairs = [
+                [expect(200, each.infer(volume)).seconds for each in (by_ray, by_warm)]
+                for _ in range(task.either(15, 3))
+            ]
             ray, warm = (median(each) for each in zip(*pairs, strict=True))
             extra = median(a - b for a, b in pairs)
             note = f"{ray:.2f} s instead of {warm:.2f} s, {len(pairs)} pairs"
             most = 0.5 if megabytes == 50 else None
-            name = f"a job of {megabytes:g} MB costs more on Ray by"
-            yield Figure(name, extra, "s", at_most=most, note=note)
+            name = f"a job of {megabytes:g} MB"
+            yield Figure(f"{name} costs more on Ray by", extra, "s", at_most=most, note=note)
+            for part, seconds in busy.seconds().items():
+                yield Figure(f"{name}: processor time of {part}", seconds / len(pairs), "s")
 
 
 @contextmanager
@@ -170,24 +175,30 @@ class _Busy:
     """The processor time of the server, of its processes, and of Ray's; from when it is made."""
 
     def __init__(self, server: Server, cluster: Cluster) -> None:
-        web, *driver = family(server.process.pid)
-        self._parts = {
-            "the web process": [web],
-            "its process for Ray": driver,
-            "Ray's nodes and their runs": cluster.processes,
+        self._web = psutil.Process(server.process.pid)
+        self._cluster = cluster
+        self._before = self._now()
+
+    def seconds(self) -> dict[str, float]:
+        """That of each, since then."""
+        return {part: now - self._before[part] for part, now in self._now().items()}
+
+    def _now(self) -> dict[str, float]:
+        web = self._web.cpu_times()
+        nodes_and_runs = {
+            each for one in self._cluster.processes for each in (one, *one.children(recursive=True))
         }
-        self._before = {part: _cpu_seconds(of) for part, of in self._parts.items()}
+        return {
+            "the web process": web.user + web.system,
+            "its process for Ray": _cpu_seconds(self._web.children(recursive=True)),
+            "Ray's nodes and their runs": _cpu_seconds(nodes_and_runs),
+        }
 
-    def shares(self, seconds: float) -> dict[str, float]:
-        """How many cores each kept busy since then."""
-        now = {part: _cpu_seconds(of) for part, of in self._parts.items()}
-        return {part: (now[part] - before) / seconds for part, before in self._before.items()}
 
-
-def _cpu_seconds(processes: list[psutil.Process]) -> float:
-    """Of these and of their children, also of those that have ended."""
+def _cpu_seconds(processes: Iterable[psutil.Process]) -> float:
+    """Of these, and of children of theirs that have ended."""
     total = 0.0
-    for process in {each for one in processes for each in (one, *one.children(recursive=True))}:
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system

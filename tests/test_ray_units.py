@@ -2,16 +2,19 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests import booted
-from tests.conftest import ROOT, eventually
-from tests.test_proxy import free_port
-from tests.test_systemd import MOST_EXPOSURE, analyze, needs_a_boot, needs_systemd
+from tests.conftest import ROOT, Server, eventually, seed_model
+from tests.test_proxy import answers, free_port
+from tests.test_systemd import MOST_EXPOSURE, STATE, analyze, needs_a_boot, needs_systemd
+from tests.test_systemd import UNIT as PFMS
 
 RAY = ROOT / "deploy" / "ray"
 UNIT = RAY / "pfms-ray@.service"
@@ -42,36 +45,58 @@ def test_systemd_finds_no_fault_in_the_unit(role: str, tmp_path: Path) -> None:
     assert judged.returncode == 0, judged.stdout + judged.stderr
 
 
-# Ray takes a while to start, so CI leaves this out.
+# Three units, two of them of Ray, take a while to start, so CI leaves this out.
 @pytest.mark.every
+@pytest.mark.timeout(300)
 @needs_ray
 @needs_a_boot
-def test_head_and_worker_find_each_other_under_the_unit_and_ask_for_the_token(
-    tmp_path: Path,
-) -> None:
-    port = free_port()
-    (tmp_path / "token").write_text("the-token-of-this-test-which-nobody-else-has\n")
-    files = {f"/etc/pfms/ray-{role}.env": environment_of(role, port) for role in ROLES} | {
-        "/etc/pfms/ray.token": (tmp_path / "token").read_text(),
-        f"{booted.UNITS}/pfms.sysusers": (ROOT / "deploy/systemd/pfms.sysusers").read_text(),
+def test_a_job_runs_on_a_worker_and_nobody_without_the_token_reaches_it(tmp_path: Path) -> None:
+    token = "the-token-of-this-test-which-nobody-else-has"
+    known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    ray_port, port = free_port(), free_port()
+    config = {
+        "port": port,
+        "executor": "ray",
+        "ray_address": f"{LOCALHOST}:{ray_port}",
+        "plugin_command": f"{booted.SOURCE}/tests/plugins/ok.py",
+        "min_free_bytes": 0,
+    }
+    seed_model(tmp_path / "tree" / STATE[1:])
+    units = ("pfms-ray@head.service", "pfms-ray@worker.service", PFMS.name)
+    files = {f"/etc/pfms/ray-{role}.env": environment_of(role, ray_port) for role in ROLES} | {
+        "/etc/pfms/ray.token": f"{token}\n",
+        "/etc/pfms/config.env": "".join(f"PFMS_{k.upper()}={v}\n" for k, v in config.items()),
+        f"{booted.UNITS}/{PFMS.name}": PFMS.read_text(),
+        f"{booted.UNITS}/{PFMS.name}.d/ray.conf": drop_in_of_the_documentation(),
+        f"{booted.UNITS}/{PFMS.name}.d/log.conf": f"[Service]\nStandardError=append:{booted.LOG}\n",
+        f"{booted.UNITS}/pfms.sysusers": (PFMS.parent / "pfms.sysusers").read_text(),
         f"{booted.UNITS}/{UNIT.name}.d/python.conf": (
             "[Service]\nEnvironmentFile=/etc/pfms/environment\n"
         ),
-        f"{booted.UNITS}/test.target": (
-            "[Unit]\nWants=" + " ".join(f"pfms-ray@{role}.service" for role in ROLES) + "\n"
-        ),
+        f"{booted.UNITS}/test.target": f"[Unit]\nWants={' '.join(units)}\n",
     }
     with booted.booted(tmp_path, UNIT, files) as up:
-        log = up.seen(booted.LOG)
-        known = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
-        eventually(lambda: "/1000.0 pfms" in status(port, known).stdout, seconds=60)
+        eventually(lambda: "/1000.0 pfms" in status(ray_port, known).stdout, seconds=60)
+        log, ready = up.seen(booted.LOG), f"http://{LOCALHOST}:{port}/health/ready"
+        eventually(lambda: answers(port) and httpx.get(ready).status_code == 200, seconds=60)
+        server = Server(up.seen(STATE), up.process, f"http://{LOCALHOST}:{port}", log)
+        with server.http:
+            job = server.ended(server.submit())
+        assert job["state"] == "succeeded", log.read_text()
+        assert job["device"].endswith("/cpu")
 
-        assert "Active" in (said := status(port, known).stdout), said
-        for role in ROLES:
-            assert up.shows(f"pfms-ray@{role}", "ActiveState") == "active", log.read_text()
+        for unit in units:
+            assert up.shows(unit, "ActiveState") == "active", log.read_text()
         for wrong in ({"RAY_AUTH_MODE": "disabled"}, {**known, "RAY_AUTH_TOKEN": "another" * 6}):
-            refused = status(port, wrong)
+            refused = status(ray_port, wrong)
             assert refused.returncode != 0, refused.stdout
+
+
+def drop_in_of_the_documentation() -> str:
+    """What docs/scale.md has in a drop-in of pfms.service."""
+    page = (ROOT / "docs" / "scale.md").read_text()
+    [shown] = re.findall(r"```ini\n(.+?)```", page, re.DOTALL)
+    return str(shown)
 
 
 def status(port: int, known: dict[str, str]) -> subprocess.CompletedProcess[str]:
