@@ -202,6 +202,8 @@ def cut_off(files: list[Path]) -> None:
         ({}, cut_off, "cannot be read"),
         ({"change": {"RescaleSlope": None}}, None, "no RescaleSlope"),
         ({"change": {"ImagePositionPatient": None}}, None, "no ImagePositionPatient"),
+        ({"change": {"BitsStored": None}}, None, "header of .* is damaged"),
+        ({}, in_one(4, ImagePositionPatient=[0, 0]), "header of .* is damaged"),
         ({"change": {"RescaleType": "HU_MOD"}}, None, "no Hounsfield units, but HU_MOD"),
     ],
 )
@@ -249,7 +251,7 @@ def test_localizers_and_what_is_no_ct_are_skipped_with_a_line(tmp_path: Path) ->
     (series,) = ct_series(files, (), said.append)
     assert (series.number, len(series.files)) == (3, 12)
     assert len(said) == 3
-    for words in ("Topogram", "is a localizer"), ("T1", "is no CT"), ("broken", "cannot be read"):
+    for words in ("Topogram", "is a localizer"), ("T1", "is no CT"), ("broken", "left out"):
         assert any(all(word in line for word in words) for line in said), words
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from pydicom import Dataset, dcmread
 from pydicom.pixels.decoders.base import get_decoder
@@ -51,36 +51,46 @@ def planes_of(file: Path) -> Iterator[Plane]:
         CannotConvert: They are not in Hounsfield units as the scanner made them, or something that
             every CT image has is missing.
     """
-    header = dcmread(file, stop_before_pixels=True)
-    _check(header, file)
-    for frame in range(int(header.get("NumberOfFrames") or 1)):
-        yield _plane(header, file, frame)
+    try:
+        header = dcmread(file, stop_before_pixels=True)
+        _check(header, file)
+        for frame in range(int(header.get("NumberOfFrames") or 1)):
+            yield _plane(header, file, frame)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        detail = f"the header of {file} is damaged: {error}"
+        raise CannotConvert(detail, _ORIGINAL) from error
 
 
 def _plane(header: Dataset, file: Path, frame: int) -> Plane:
-    def of(sequence: str, keyword: str) -> Any:
-        """An attribute; if the file has several images, it is in a sequence, of one or of all."""
+    def of(sequence: str, keyword: str, count: int) -> tuple[float, ...]:
+        """Numbers; if the file has several images, they are in a sequence, of one or of all."""
         places = [header]
         if "PerFrameFunctionalGroupsSequence" in header:
             groups = [header.PerFrameFunctionalGroupsSequence[frame]]
             groups += header.get("SharedFunctionalGroupsSequence") or []
             places = [group[sequence].value[0] for group in groups if sequence in group]
-        for place in places:
-            if place.get(keyword) is not None:
-                return place.get(keyword)
-        raise CannotConvert(f"{file} has no {keyword}", _ORIGINAL)
+        values = [place.get(keyword) for place in places]
+        value = next((value for value in values if value is not None), None)
+        if value is None:
+            raise CannotConvert(f"{file} has no {keyword}", _ORIGINAL)
+        numbers = tuple(map(float, value if count > 1 else [value]))
+        if len(numbers) != count or not all(map(isfinite, numbers)):
+            raise ValueError(f"{keyword} is {value}")
+        return numbers
 
+    (slope,) = of("PixelValueTransformationSequence", "RescaleSlope", 1)
+    (intercept,) = of("PixelValueTransformationSequence", "RescaleIntercept", 1)
     bits = int(header.BitsStored)
     lowest = -(1 << bits - 1) if header.PixelRepresentation else 0
     return Plane(
         file,
         frame,
         (int(header.Rows), int(header.Columns)),
-        tuple(map(float, of("PlanePositionSequence", "ImagePositionPatient"))),
-        tuple(map(float, of("PlaneOrientationSequence", "ImageOrientationPatient"))),
-        tuple(map(float, of("PixelMeasuresSequence", "PixelSpacing"))),
-        float(of("PixelValueTransformationSequence", "RescaleSlope")),
-        float(of("PixelValueTransformationSequence", "RescaleIntercept")),
+        of("PlanePositionSequence", "ImagePositionPatient", 3),
+        of("PlaneOrientationSequence", "ImageOrientationPatient", 6),
+        of("PixelMeasuresSequence", "PixelSpacing", 2),
+        slope,
+        intercept,
         (lowest, lowest + (1 << bits) - 1),
         str(header.get("FrameOfReferenceUID", "")),
     )

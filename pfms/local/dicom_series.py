@@ -81,12 +81,12 @@ def ct_series(
         try:
             header = dcmread(file, stop_before_pixels=True, specific_tags=list(_READ))
         except (InvalidDicomError, OSError, ValueError, AttributeError) as error:
-            on_skip(f"{file} cannot be read: {error}")
+            on_skip(f"{file} is left out: it cannot be read ({error})")
             continue
         if header.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
             continue
         if "SeriesInstanceUID" not in header:
-            on_skip(f"{file} cannot be read: it has no SeriesInstanceUID")
+            on_skip(f"{file} is left out: it has no SeriesInstanceUID")
             continue
         found.setdefault(str(header.SeriesInstanceUID), []).append((file, header))
     chosen = {uid: images for uid, images in found.items() if _is_wanted(images[0][1], wanted)}
@@ -112,11 +112,12 @@ def _series(
     header = images[0][1]
     ct = [each for each in images if each[1].get("SOPClassUID") in _CT]
     if not ct:
-        on_skip(f"{_describe(images)} is no CT ({header.get('Modality', 'no modality')})")
+        modality = header.get("Modality") or "no modality"
+        on_skip(f"{_describe(images)} is left out: it is no CT ({modality})")
         return None
     slices = [each for each in ct if "LOCALIZER" not in (each[1].get("ImageType") or ())]
     if not slices:
-        on_skip(f"{_describe(images)} is a localizer")
+        on_skip(f"{_describe(images)} is left out: it is a localizer")
         return None
     once = {str(each.get("SOPInstanceUID")): file for file, each in slices}  # there may be copies
     number = header.get("SeriesNumber")

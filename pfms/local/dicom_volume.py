@@ -67,13 +67,16 @@ class Stack:
     def _voxels(self) -> NDArray[Any]:
         """Hounsfield units [column, row, image]: int16 if they are whole and fit, else float32."""
         voxels = np.empty(self.shape, self._dtype(), order="F")
+        # Some images have values that their headers rule out.
+        limits = np.iinfo(np.int16) if voxels.dtype == np.int16 else np.finfo(np.float32)
         files: dict[Path, list[int]] = {}
         for n, plane in enumerate(self.planes):
             files.setdefault(plane.file, []).append(n)
         for file, numbers in files.items():
             for n, pixels in zip(numbers, self._pixels(file, numbers), strict=True):
                 plane = self.planes[n]
-                voxels[:, :, n] = (pixels * np.float64(plane.slope) + plane.intercept).T
+                hu = pixels * np.float64(plane.slope) + plane.intercept
+                voxels[:, :, n] = hu.clip(limits.min, limits.max).T
         return voxels
 
     def _dtype(self) -> type[np.int16] | type[np.float32]:

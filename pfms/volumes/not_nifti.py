@@ -17,7 +17,10 @@ LOOKED_AT = 64 << 10
 
 _KindAndRemedy = tuple[str, str | None]
 
-_CONVERT = "Convert the series to NIfTI with `dcm2niix -z y FOLDER`, and send the .nii.gz."
+_CONVERT = (
+    "Convert the series to NIfTI with `dcm2niix -z y FOLDER`, and send the .nii.gz. "
+    "`pfms infer FOLDER` does both."
+)
 _SLICER = "Convert it to NIfTI, with 3D Slicer or SimpleITK."
 _ITSELF = "Send the bytes of the file itself; with curl: -F file=@ct.nii.gz."
 _BINARY = (
