@@ -12,7 +12,7 @@ function draw(tag, attributes, ...children) {
   return node;
 }
 
-/** @param {?object} histogram of `measure`; null where nothing is labelled */
+/** @param {?object} histogram of `measure.js`; null where nothing is labelled */
 export function histogramOf(histogram) {
   if (!histogram) return [make('p', { class: 'faint' }, 'No voxel is labelled as spleen, so there is no histogram.')];
   const { from, to, width, bars, mean, deviation, median } = histogram;

@@ -5,45 +5,54 @@ const MOST = 3071;
 const BARS = 40; // at most
 
 /**
- * The labels of a CT, in one pass.
+ * Where a label map is not 0.
  *
- * @param {Nifti} ct
- * @param {Nifti} labels on the same grid: 0, and 1 for the spleen
- * @returns {{middle: number[], histogram: ?object}} `middle` is their centre in voxels, or that of
- *   the grid where there are none; `histogram` is null then
+ * @param {Nifti} labels one byte a voxel
+ * @returns {{places: Uint32Array, middle: number[]}} the voxels, by their places in the file; and
+ *   their centre in voxels along each axis, or that of the grid where there are none
  */
-export function measure(ct, labels) {
-  const [nx, ny, nz] = labels.shape;
-  const { slope, intercept, voxels: values } = ct;
-  const { voxels } = labels;
-  const counts = new Uint32Array(MOST - LEAST + 1);
+export function labelled({ voxels, shape }) {
+  const [nx, ny] = shape;
+  const places = new Uint32Array(countOf(voxels));
   const sum = [0, 0, 0];
   let count = 0;
+  for (let at = 0; count < places.length; at++) {
+    if (voxels[at] === 0) continue;
+    places[count++] = at;
+    sum[0] += at % nx;
+    sum[1] += Math.floor(at / nx) % ny;
+    sum[2] += Math.floor(at / (nx * ny));
+  }
+  return { places, middle: shape.map((n, axis) => (count ? sum[axis] / count : (n - 1) / 2)) };
+}
+
+function countOf(voxels) {
+  let count = 0;
+  for (let at = 0; at < voxels.length; at++) count += voxels[at] !== 0;
+  return count;
+}
+
+/**
+ * The values of a CT at some places.
+ *
+ * @param {Nifti} ct
+ * @param {Uint32Array} places
+ * @returns {?object} null where there are none
+ */
+export function histogram({ voxels, slope, intercept }, places) {
+  if (places.length === 0) return null;
+  const counts = new Uint32Array(MOST - LEAST + 1);
   let total = 0;
   let squares = 0;
-  let at = -1;
-  for (let z = 0; z < nz; z++) {
-    for (let y = 0; y < ny; y++) {
-      for (let x = 0; x < nx; x++) {
-        if (voxels[++at] === 0) continue;
-        const hu = Number(values[at]) * slope + intercept;
-        count += 1;
-        total += hu;
-        squares += hu * hu;
-        counts[Math.min(Math.max(Math.round(hu), LEAST), MOST) - LEAST] += 1;
-        sum[0] += x;
-        sum[1] += y;
-        sum[2] += z;
-      }
-    }
+  for (const at of places) {
+    const hu = Number(voxels[at]) * slope + intercept;
+    total += hu;
+    squares += hu * hu;
+    counts[Math.min(Math.max(Math.round(hu), LEAST), MOST) - LEAST] += 1;
   }
-  if (count === 0) return { middle: labels.shape.map((n) => (n - 1) / 2), histogram: null };
-  const mean = total / count;
-  const deviation = Math.sqrt(Math.max(squares / count - mean * mean, 0));
-  return {
-    middle: sum.map((n) => n / count),
-    histogram: { mean, deviation, ...binned(counts, count) },
-  };
+  const mean = total / places.length;
+  const deviation = Math.sqrt(Math.max(squares / places.length - mean * mean, 0));
+  return { mean, deviation, ...binned(counts, places.length) };
 }
 
 /** Bars of whole HU from the 0.5th to the 99.5th percentile, and the median. */

@@ -2,7 +2,7 @@
 import { query } from './api.js';
 import { byId, make, setText } from './dom.js';
 import { histogramOf } from './histogram.js';
-import { dice, measure } from './measure.js';
+import { dice, histogram, labelled } from './measure.js';
 import { fetchNifti } from './nifti.js';
 import { asProblem, Problem } from './problem.js';
 import { graphics, Scene, VIEWS, WINDOWS } from './scene.js';
@@ -74,15 +74,17 @@ export class Viewer {
     }
     setText(byId('viewer-state'), 'The viewer is being loaded …');
     try {
-      const [ct, labels] = await Promise.all([
-        ...['volume', 'result'].map((what) => fetchNifti(this.#api, `jobs/${job.id}/${what}`, signal)),
+      const fetched = (what) => fetchNifti(this.#api, `jobs/${job.id}/${what}`, signal);
+      const [ct, { labels, places, middle }] = await Promise.all([
+        fetched('volume'),
+        // While the CT, which is larger, is still being unpacked.
+        fetched('result').then((labels) => ({ labels, ...labelled(labels) })),
         this.#findOthers(job, signal),
       ]);
-      const { middle, histogram } = measure(ct, labels);
       this.#images = { ct, labels, middle };
       await this.#inTurn(() => !signal.aborted && this.#open());
       if (signal.aborted) return;
-      byId('viewer-histogram').replaceChildren(...histogramOf(histogram));
+      byId('viewer-histogram').replaceChildren(...histogramOf(histogram(ct, places)));
       setText(byId('viewer-volume'), `Spleen ${millilitres(job.segmentation.spleen_ml)}`);
       setText(byId('viewer-state'), '');
     } catch (error) {
