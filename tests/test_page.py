@@ -100,6 +100,10 @@ def test_volumes_that_are_dropped_are_segmented_and_shown(tab: Tab, tmp_path: Pa
 
 
 def test_a_run_shows_its_stages_and_can_be_cancelled(tab: Tab) -> None:
+    cancel_a_run(tab)
+
+
+def cancel_a_run(tab: Tab) -> None:
     tab.page.get_by_label("Model").first.select_option("staged")
     tab.drop(long__nii__gz=VOLUME)
     summary = tab.page.locator("#run-summary")
@@ -116,6 +120,12 @@ def test_a_run_shows_its_stages_and_can_be_cancelled(tab: Tab) -> None:
 
 
 def test_a_failed_run_says_why_and_what_to_do(tab: Tab) -> None:
+    read_an_error(tab)
+    about = tab.page.get_by_role("link", name="About plugin-failed").get_attribute("href")
+    assert about == f"{tab.server.url}/pfms/docs/errors#plugin-failed"
+
+
+def read_an_error(tab: Tab) -> None:
     tab.page.get_by_label("Model").first.select_option("raises")
     tab.drop(bad__nii__gz=VOLUME)
     expect(Row(tab, "bad.nii.gz").badge).to_have_text("Failed")
@@ -123,8 +133,6 @@ def test_a_failed_run_says_why_and_what_to_do(tab: Tab) -> None:
     error = tab.server.job(job_of(tab))["error"]
     for word in (error["title"], error["detail"], "What to do: ", error["remedy"]):
         expect(trouble).to_contain_text(word)
-    about = trouble.get_by_role("link", name="About plugin-failed").get_attribute("href")
-    assert about == f"{tab.server.url}/pfms/docs/errors#plugin-failed"
     check_accessible(tab.page)
 
 
@@ -232,8 +240,11 @@ def test_with_a_token_everything_works_and_the_token_stays_in_its_tab(
     browser: Browser, tmp_path: Path
 ) -> None:
     token = tokens.add(tmp_path / "tokens.json", "page", "infer", "models")
-    seed_model(tmp_path / "workspace")
-    server = start(tmp_path / "workspace", tokens_file=tmp_path / "tokens.json")
+    for name in ("weights", "staged", "raises"):
+        seed_model(tmp_path / "workspace", "demo" if name == "weights" else name, name.encode())
+    server = start(
+        tmp_path / "workspace", "as_the_model_says.py", tokens_file=tmp_path / "tokens.json"
+    )
     try:
         with a_tab(browser, server, tmp_path) as tab:
             tab.open()
@@ -254,6 +265,9 @@ def test_with_a_token_everything_works_and_the_token_stays_in_its_tab(
             expect(tab.page.locator("#log")).to_contain_text("novel inference")
             tab.page.reload()
             expect(Row(tab, "mine.nii.gz").badge).to_have_text("Done")
+
+            read_an_error(tab)
+            cancel_a_run(tab)
 
             other = tab.page.context.new_page()
             other.goto(server.url)
