@@ -266,6 +266,7 @@ def test_with_a_token_everything_works_and_the_token_stays_in_its_tab(
             tab.page.reload()
             expect(Row(tab, "mine.nii.gz").badge).to_have_text("Done")
 
+            server.http.headers["Authorization"] = f"Bearer {token}"
             read_an_error(tab)
             cancel_a_run(tab)
 
