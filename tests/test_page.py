@@ -106,6 +106,7 @@ def test_a_run_shows_its_stages_and_can_be_cancelled(tab: Tab) -> None:
 def cancel_a_run(tab: Tab) -> None:
     tab.page.get_by_label("Model").first.select_option("staged")
     tab.drop(long__nii__gz=VOLUME)
+    Row(tab, "long.nii.gz").link.click()
     summary = tab.page.locator("#run-summary")
     expect(summary).to_contain_text("Running. Reading the volume")
     (tab.server.workspace / tab.server.job(job_of(tab))["folder"] / "infer").touch()
@@ -129,6 +130,7 @@ def read_an_error(tab: Tab) -> None:
     tab.page.get_by_label("Model").first.select_option("raises")
     tab.drop(bad__nii__gz=VOLUME)
     expect(Row(tab, "bad.nii.gz").badge).to_have_text("Failed")
+    Row(tab, "bad.nii.gz").link.click()
     trouble = tab.page.locator("#run-trouble")
     error = tab.server.job(job_of(tab))["error"]
     for word in (error["title"], error["detail"], "What to do: ", error["remedy"]):
