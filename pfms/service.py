@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 from pfms.access.audit import AuditLog
 from pfms.errors import DiskFull, InvalidParameter, RequestError, StartError
@@ -309,12 +310,11 @@ class Service:
     def _follow_devices(self) -> None:
         """Use the devices that the executor has now, as far as they are wanted."""
         there = self._executor.devices()
-        wanted = self._wanted.split(",")
-        try:
-            chosen = devices.choose(self._wanted, there)
-        except StartError:  # not all of them are there
-            chosen = tuple(name for name in there if name in wanted)
-        self._runs.queue.set_devices(chosen)
+        chosen: list[str] = []
+        for name in self._wanted.split(","):
+            with suppress(StartError):  # it is not there now
+                chosen += devices.choose(name, there)
+        self._runs.queue.set_devices(tuple(dict.fromkeys(chosen)))
         self._runs.dispatch()
 
     async def _save_devices(self, names: str | None) -> None:

@@ -26,6 +26,7 @@ def test_without_a_gpu_it_is_skipped_with_one_clear_line(tmp_path: Path) -> None
     assert "\n" not in str(skipped.value)
 
 
+@pytest.mark.every  # more than a minute, of a tool
 @pytest.mark.real
 @pytest.mark.timeout(600)
 def test_all_that_it_measures_on_a_gpu_it_can_measure_on_the_cpu(tmp_path: Path) -> None:

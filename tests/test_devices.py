@@ -26,12 +26,26 @@ TWO_GPUS = ("cuda:0", "cuda:1", "cpu")
         ("cuda:1,cuda:0", TWO_GPUS, ("cuda:1", "cuda:0")),
         ("cuda:0, cuda:1 ,cpu", TWO_GPUS, TWO_GPUS),
         ("cuda:0,cuda,cuda:0", TWO_GPUS, ("cuda:0",)),
+        ("auto", ("a/cuda:0", "b/cuda:0", "a/cpu", "b/cpu"), ("a/cuda:0", "b/cuda:0")),
+        ("auto", ("a/cpu", "b/cpu"), ("a/cpu", "b/cpu")),
+        ("cuda", ("a/cuda:0", "a/cuda:1", "b/cuda:0"), ("a/cuda:0", "b/cuda:0")),
+        ("b/cuda:0,cpu", ("a/cuda:0", "b/cuda:0", "a/cpu"), ("b/cuda:0", "a/cpu")),
+        ("auto", (), ()),
+        ("cuda:0", (), ()),
     ],
 )
 def test_the_setting_chooses_among_what_is_there(
     setting: str, there: tuple[str, ...], chosen: tuple[str, ...]
 ) -> None:
     assert devices.choose(setting, there) == chosen
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [("cpu", "cpu"), ("cuda:1", "cuda:1"), ("a/cpu", "cpu"), ("a/cuda:1", "cuda:0")],
+)
+def test_a_run_on_a_node_is_told_of_its_own_gpu_as_the_only_one(device: str, said: str) -> None:
+    assert devices.as_the_plugin_says(device) == said
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ class JobView(BaseModel):
     resultant: Resultant
     device: str | None
     executor: str | None
+    node: str | None = Field(description="the machine of a cluster that it ran on")
     command: list[str]
     versions: dict[str, str]
     attempts: int

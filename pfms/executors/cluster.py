@@ -5,6 +5,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
@@ -207,7 +208,7 @@ class _Driver:
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "pfms.cluster", str(theirs.fileno())),
-                env={**os.environ, **marks, "RAY_USAGE_STATS_ENABLED": "0"},
+                env={**os.environ, **marks, **_ray_environment(settings["address"])},
                 pass_fds=[theirs.fileno()],
                 stdin=DEVNULL,
                 stdout=relay.child_end,
@@ -293,3 +294,11 @@ class _Driver:
         if self._sock.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(self._sock)
             self._sock.close()
+
+
+def _ray_environment(address: str) -> dict[str, str]:
+    """What Ray reads when it is imported: a cluster of our own gets a token of its own."""
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0"}
+    if address:
+        return quiet
+    return {**quiet, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -92,7 +92,7 @@ def choose(setting: str, there: Sequence[str]) -> tuple[str, ...]:
 
     Args:
         setting: `auto` (every GPU, else every CPU) or names separated by commas; `cuda` is
-            `cuda:0`.
+            `cuda:0`. A name without a node is that device of every node.
         there: What the executor has; if that is nothing, nothing is chosen.
 
     Raises:
@@ -105,11 +105,11 @@ def choose(setting: str, there: Sequence[str]) -> tuple[str, ...]:
     chosen = []
     for raw in setting.split(","):
         name = "cuda:0" if raw.strip() == "cuda" else raw.strip()
-        if name not in there:
+        found = [one for one in there if name in (one, one.rpartition("/")[2])]
+        if not found:
             raise StartError(
                 f"The device {name[:40]!r} is not available, only {', '.join(there)}.",
                 "Set PFMS_DEVICES to one of these, or to auto.",
             )
-        if name not in chosen:
-            chosen.append(name)
+        chosen += [one for one in found if one not in chosen]
     return tuple(chosen)
