@@ -173,10 +173,9 @@ class Service:
         if self.audit.trouble is not None:
             missing["audit-log"] = f"the audit log cannot be written: {self.audit.trouble}"
         there = await asyncio.to_thread(self._executor.devices)
-        if not set(self.devices) & set(there):
-            missing["no-device"] = (
-                f"none of these is available: {', '.join(self.devices) or 'no device'}"
-            )
+        if there and not set(self.devices) & set(there):
+            wanted = ", ".join(self.devices) or self._wanted
+            missing["no-device"] = f"none of these is available: {wanted}"
         return missing
 
     async def measure(self) -> None:

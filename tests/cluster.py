@@ -13,10 +13,10 @@ RESOURCE = "pfms"
 
 
 @contextmanager
-def a_cluster(nodes: int = 2, **options: Any) -> Iterator[Any]:
+def a_cluster(nodes: int = 2, port: int = 0) -> Iterator[Any]:
     """A head without resources, and nodes with two cores each; skips without Ray, but not in CI.
 
-    Gives a `ray.cluster_utils.Cluster`. `options` are those of the nodes.
+    Gives a `ray.cluster_utils.Cluster`, whose head listens at `port`, or where it likes.
     """
     if importlib.util.find_spec("ray") is None:
         assert "CI" not in os.environ, "CI needs `make install-ray`"
@@ -24,10 +24,11 @@ def a_cluster(nodes: int = 2, **options: Any) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * MIB}
+    head |= {"gcs_server_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(nodes):
-            add_node(cluster, **options)
+            add_node(cluster)
         yield cluster
     finally:
         cluster.shutdown()

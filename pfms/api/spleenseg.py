@@ -230,9 +230,11 @@ def _key(header: str | None) -> str | None:
     return key
 
 
-@router.get("/inference/device")
+@router.get("/inference/device", responses=responses(errors.NoDevice))
 async def show_device(service: ServiceDep) -> Devices:
     """Where runs go."""
+    if not service.devices:
+        raise errors.NoDevice("No node of the cluster can run the plugin now.")
     return Devices(device=service.devices[0], devices=list(service.devices))
 
 

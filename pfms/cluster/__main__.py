@@ -12,15 +12,18 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import socket
-import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 
+from pfms.cluster.joining import connect, member_of
 from pfms.cluster.node import NodeConfig
 from pfms.cluster.nodes import Nodes
 from pfms.cluster.slots import Slots
@@ -28,6 +31,7 @@ from pfms.cluster.slots import Slots
 log = logging.getLogger("pfms.cluster")
 
 _LOOK_SECONDS = 1.0  # between two looks at the nodes
+_GOODBYE_SECONDS = 8.0  # to leave a cluster
 _PACKET = 1 << 20
 
 
@@ -45,13 +49,20 @@ class Driver:
             scratch=settings["scratch"],
         )
         self._nodes = Nodes(config.plugin_command, settings["resource"], settings["slots"])
-        self._slots = Slots(config, settings["resource"], self._nodes.ids)
+        self._slots = Slots(config, settings["resource"], self._nodes)
         self._runs: dict[int, asyncio.Task[None]] = {}
 
     async def serve(self) -> None:
-        """Until the server is gone."""
+        """Until the server, or the cluster, is gone."""
         self._sock.setblocking(False)
-        watching = asyncio.create_task(self._watch())
+        works = {asyncio.create_task(self._obey()), asyncio.create_task(self._watch())}
+        done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+        for work in done:
+            if (error := work.exception()) is not None:
+                self._tell({"unreachable": f"it does not answer: {one_line_of(error)}"})
+                os._exit(1)  # Ray would go on trying for a minute
+
+    async def _obey(self) -> None:
         loop = asyncio.get_running_loop()
         while data := await loop.sock_recv(self._sock, _PACKET):
             message = json.loads(data)
@@ -61,7 +72,6 @@ class Driver:
                 continue
             task = asyncio.create_task(self._run(message))
             self._runs[message["run"]] = task
-        watching.cancel()
 
     async def _run(self, order: dict[str, Any]) -> None:
         try:
@@ -88,38 +98,19 @@ class Driver:
             self._sock.setblocking(False)
 
 
-def connect(address: str, resource: str, cpus: int) -> None:
-    """Join a cluster, or begin one on this machine if there is no address.
+def one_line_of(error: BaseException) -> str:
+    """What it says, or what it is."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
-    Raises:
-        Exception: Of Ray; the cluster cannot be reached.
-    """
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if not address:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            resources={resource: 1},
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            **common,
-        )
-        return
-    try:
-        ray.init(address=address, **common)
-    except (ConnectionError, RuntimeError, ValueError):
-        # This machine is not a node yet: it becomes one without resources, for as long as this
-        # program lives.
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={address}"),
-                *("--num-cpus=0", "--num-gpus=0", "--disable-usage-stats", "--block"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        ray.init(address=address, **common)
+
+def _end_with_server(sock: socket.socket, connected: threading.Event) -> None:
+    """End this program with its server, even while Ray blocks it."""
+    waiting = select.poll()
+    waiting.register(sock, 0)  # which tells of nothing but a hang-up
+    waiting.poll()
+    if connected.is_set():
+        time.sleep(_GOODBYE_SECONDS)
+    os._exit(1)
 
 
 def main() -> None:
@@ -128,16 +119,19 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     sock = socket.socket(fileno=int(sys.argv[1]))
     settings = json.loads(sock.recv(_PACKET))
-    try:
-        connect(settings["address"], settings["resource"], settings["cpus"])
-    except Exception as error:
-        why = " ".join(str(error).split())[:300] or type(error).__name__
-        sock.send(json.dumps({"unreachable": why}).encode())
-        os._exit(1)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(Driver(sock, settings).serve())
-    with contextlib.suppress(Exception):
-        ray.shutdown()
+    connected = threading.Event()
+    threading.Thread(target=_end_with_server, args=(sock, connected), daemon=True).start()
+    with member_of(settings["address"]):
+        try:
+            connect(settings["address"], settings["resource"], settings["cpus"])
+            connected.set()
+            asyncio.run(Driver(sock, settings).serve())
+        except Exception as error:
+            why = one_line_of(error)
+            with contextlib.suppress(BrokenPipeError, ConnectionError):
+                sock.send(json.dumps({"unreachable": why}).encode())
+        with contextlib.suppress(Exception):
+            ray.shutdown()
 
 
 if __name__ == "__main__":

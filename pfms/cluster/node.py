@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,12 +46,12 @@ class NodeConfig:
 
 
 def look(plugin_command: str) -> dict[str, Any]:
-    """Whether a node has the plugin, and in which versions; run there as a task."""
+    """The `versions` on a node, and `trouble` if it has no plugin; run there as a task."""
     try:
         resolve_command(plugin_command)
     except Exception as error:  # whatever it is, the node cannot be used
-        return {"trouble": str(error)}
-    return {"versions": versions(), "python": sys.version.split()[0]}
+        return {"versions": {}, "trouble": str(error)}
+    return {"versions": versions()}
 
 
 class Node:
@@ -63,7 +62,7 @@ class Node:
         self._work: asyncio.Task[None] | None = None
 
     async def start(self) -> dict[str, Any]:
-        """Get ready; returns `node_id`, Ray's, and `versions`."""
+        """Get ready; returns `node_id`, Ray's, `host`, and `versions`."""
         config = self._config
         self._scratch = await asyncio.to_thread(Scratch, config.scratch)
         self._command = resolve_command(config.plugin_command)
@@ -85,7 +84,11 @@ class Node:
         await self._executor.start()
         import ray
 
-        return {"node_id": ray.get_runtime_context().get_node_id(), "versions": versions()}
+        return {
+            "node_id": ray.get_runtime_context().get_node_id(),
+            "host": socket.gethostname(),
+            "versions": versions(),
+        }
 
     async def run(
         self, order: Mapping[str, Any], volume: bytes | None, weights: bytes | None

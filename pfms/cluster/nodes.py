@@ -3,10 +3,11 @@
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pfms.cluster.node import look
@@ -27,6 +28,8 @@ class Nodes:
 
     Attributes:
         ids: Ray's IDs of the nodes that can be used, by their names.
+        there: The IDs of all nodes that are there, also of those that cannot be used.
+        memory: Bytes that the largest of them has for runs; 0 if there is none.
 
     Args:
         plugin_command: As PFMS_PLUGIN_COMMAND.
@@ -36,6 +39,8 @@ class Nodes:
 
     def __init__(self, plugin_command: str, resource: str, slots: int) -> None:
         self.ids: dict[str, str] = {}
+        self.there: frozenset[str] = frozenset()
+        self.memory = 0
         self._plugin_command = plugin_command
         self._resource = resource
         self._slots = slots
@@ -44,22 +49,23 @@ class Nodes:
         self._told: dict[str, Any] | None = None
 
     async def look(self) -> dict[str, Any] | None:
-        """News for the server, or None."""
-        try:
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                found = await asyncio.to_thread(ray.nodes)
-        except (TimeoutError, RayError, ConnectionError, RuntimeError) as error:
-            self._told = None
-            return {"unreachable": f"it does not answer: {error}"}
+        """News for the server, or None.
+
+        Raises:
+            TimeoutError, RayError, ConnectionError, RuntimeError: The cluster does not answer.
+        """
+        found = await _all_nodes()
         there = [node for node in found if node["Alive"] and self._resource in node["Resources"]]
         names = _names(there)
-        self._forget(names.keys())
+        self.there = frozenset(names)
+        self._forget(self.there)
         for node_id in names:
             if node_id not in self._looked and node_id not in self._looking:
                 self._looking[node_id] = asyncio.create_task(self._look_at(node_id, names[node_id]))
         good = [node for node in there if self._looked.get(node["NodeID"]) == ""]
         self.ids.clear()
         self.ids |= {names[node["NodeID"]]: node["NodeID"] for node in good}
+        self.memory = max((int(node["Resources"].get("memory", 0)) for node in good), default=0)
         news = {
             "devices": self._devices(good, names),
             "refused": {names[one]: why for one, why in self._looked.items() if why},
@@ -86,9 +92,12 @@ class Nodes:
             async with asyncio.timeout(_LOOK_SECONDS):
                 told = await task.remote(self._plugin_command)
         except (TimeoutError, RayError) as error:
-            log.warning("the node %s does not answer: %s", name, str(error).split("\n")[0])
+            why = str(error).strip().splitlines()[-1]
+            log.warning("the node %s does not answer: %s", name, why)
+            if isinstance(error, RayTaskError):  # and it will not: it lacks pfms, or a part of it
+                self._looked[node_id] = f"it cannot be looked at: {why}"
         else:
-            self._looked[node_id] = why = _why_not(told)
+            self._looked[node_id] = why = why_not(told["versions"], told.get("trouble", ""))
             if why:
                 log.warning("the node %s is not used: %s", name, why)
             else:
@@ -116,10 +125,25 @@ def _names(nodes: list[dict[str, Any]]) -> dict[str, str]:
     }
 
 
-def _why_not(told: dict[str, Any]) -> str:
-    if "trouble" in told:
-        return str(told["trouble"])
-    ours, theirs = versions(), told["versions"]
+async def is_there(node_id: str) -> bool:
+    """Whether a node is alive, as far as the cluster knows; not if that does not answer."""
+    try:
+        return any(node["NodeID"] == node_id and node["Alive"] for node in await _all_nodes())
+    except (TimeoutError, RayError, ConnectionError, RuntimeError):
+        return False
+
+
+async def _all_nodes() -> list[dict[str, Any]]:
+    async with asyncio.timeout(_ANSWER_SECONDS):
+        found: list[dict[str, Any]] = await asyncio.to_thread(ray.nodes)
+        return found
+
+
+def why_not(theirs: Mapping[str, str], trouble: str = "") -> str:
+    """Why a node with these versions, or with this trouble, is not used; empty if it is."""
+    if trouble:
+        return trouble
+    ours = versions()
     differing = [
         f"{name} {theirs.get(name, 'is missing')}, the server {ours.get(name, 'has none')}"
         for name in _SAME

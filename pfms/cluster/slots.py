@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pfms.cluster.node import Node, NodeConfig
+from pfms.cluster.nodes import Nodes, is_there, why_not
 from pfms.cluster.parcels import Unpacking
 from pfms.plugin import PLUGIN
 from pfms.plugin.types import PluginExit
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 _IDLE_SECONDS = 300.0  # for which an actor keeps its place, and the plugin warm
 _CANCEL_SECONDS = 15.0  # beyond the grace, for an actor to say that all is dead
 _LATE_SECONDS = 60.0  # beyond the time limit, for an actor to say how a run ended
+_ROOM_SECONDS = 10.0  # for Ray to place an actor, before an idle one is ended to make room
+_AHEAD = 8  # messages of a run that are in the object store at a time
 _GIB = 1 << 30
 _WEIGHTS_KEPT = 4  # models whose weights stay in the object store
 
@@ -39,8 +42,13 @@ class Actor:
         self.gpu = gpu
         self.memory = memory
         self.node = wanted
+        self.node_id = ""
         self.versions: dict[str, str] = {}
         self.since = time.monotonic()
+
+
+class NodeRefused(Exception):
+    """The node that Ray chose cannot be used; the message says why."""
 
 
 class Slots:
@@ -49,13 +57,13 @@ class Slots:
     Args:
         config: For the actors.
         resource: The custom resource that nodes with the plugin have.
-        node_ids: Ray's IDs of the nodes, by the names that devices have; kept up to date.
+        nodes: Those that can be used.
     """
 
-    def __init__(self, config: NodeConfig, resource: str, node_ids: Mapping[str, str]) -> None:
+    def __init__(self, config: NodeConfig, resource: str, nodes: Nodes) -> None:
         self._config = config
         self._resource = resource
-        self._node_ids = node_ids
+        self._nodes = nodes
         self._idle: list[Actor] = []
         self._weights: dict[str, Any] = {}
 
@@ -68,6 +76,7 @@ class Slots:
         begun = time.monotonic()
         node = order["node"]
         actor: Actor | None = None
+        blameless = False
         try:
             actor = await self._actor(order)
             node = actor.node
@@ -82,6 +91,14 @@ class Slots:
         except RayError as error:
             log.warning("job %s: %s", order["job"], _in_one_line(error))
             why = f"the node {node} was lost, or the run's process on it"
+            if actor is None:
+                blameless = not isinstance(error, RayTaskError)
+            else:
+                # Ray calls an actor unavailable until it knows what is gone.
+                unavailable = isinstance(error, ActorUnavailableError)
+                blameless = unavailable or not await is_there(actor.node_id)
+        except NodeRefused as error:
+            why, blameless = str(error), True
         except OSError as error:
             why = f"what the run wrote could not be fetched from the node {node}: {error}"
         else:
@@ -91,20 +108,25 @@ class Slots:
         if actor is not None:
             await self._end(actor)
         seconds = time.monotonic() - begun
-        return PluginExit(None, None, seconds, "executor", why).__dict__
+        return PluginExit(None, None, seconds, "executor", why, blameless=blameless).__dict__
 
     async def end_idle(self) -> None:
-        """End the actors that have waited for long, so that their nodes can be released."""
+        """End the actors that have waited for long, and those whose nodes are gone."""
         now = time.monotonic()
-        for actor in [one for one in self._idle if now - one.since > _IDLE_SECONDS]:
-            self._idle.remove(actor)
-            await self._end(actor)
+        for actor in list(self._idle):
+            gone = actor.node_id not in self._nodes.there
+            if gone or now - actor.since > _IDLE_SECONDS:
+                self._idle.remove(actor)
+                await self._end(actor)
 
     # --- actors ------------------------------------------------------------------------------
 
     async def _actor(self, order: Mapping[str, Any]) -> Actor:
         """An idle actor that is large enough, at best on the wanted node; else a new one."""
-        gpu, memory, wanted = order["gpu"], _class_of(order["memory"]), order["node"]
+        gpu, wanted = order["gpu"], order["node"]
+        memory = _class_of(order["memory"])
+        if self._nodes.memory:  # a run that needs more than any node has gets a whole one
+            memory = min(memory, self._nodes.memory)
         alike = [one for one in self._idle if one.gpu == gpu]
         alike.sort(key=lambda one: (one.node != wanted, one.memory))
         fitting = [one for one in alike if one.memory >= memory]
@@ -116,14 +138,27 @@ class Slots:
             await self._end(alike[0])
         actor = Actor(self._make(gpu, memory, wanted), gpu=gpu, memory=memory, wanted=wanted)
         try:
+            await self._placed(actor)
             told = await actor.handle.start.remote()
+            # Ray may have put it on a node that was not looked at, or that is not used.
+            if why := why_not(told["versions"]):
+                raise NodeRefused(f"{told['host']}: {why}")
         except BaseException:
             await asyncio.shield(self._end(actor))
             raise
-        names = {node_id: name for name, node_id in self._node_ids.items()}
-        actor.node = names.get(told["node_id"], wanted)
+        names = {node_id: name for name, node_id in self._nodes.ids.items()}
+        actor.node_id = told["node_id"]
+        actor.node = names.get(actor.node_id, told["host"])
         actor.versions = told["versions"]
         return actor
+
+    async def _placed(self, actor: Actor) -> None:
+        """Wait until Ray has found room for an actor; idle ones make room, one after the other."""
+        ready = asyncio.ensure_future(_result_of(actor.handle.__ray_ready__.remote()))
+        while not (await asyncio.wait({ready}, timeout=_ROOM_SECONDS))[0]:
+            if self._idle:
+                await self._end(self._idle.pop(0))
+        ready.result()
 
     def _make(self, gpu: bool, memory: int, wanted: str) -> Any:
         share = 1 / self._config.jobs_per_device
@@ -136,9 +171,9 @@ class Slots:
             options["num_gpus"] = share
         if memory:
             options["memory"] = memory
-        if wanted in self._node_ids:
+        if wanted in self._nodes.ids:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
-                self._node_ids[wanted], soft=True
+                self._nodes.ids[wanted], soft=True
             )
         return ray.remote(Node).options(**options).remote(self._config)
 
@@ -151,7 +186,9 @@ class Slots:
     async def _in(self, actor: Actor, order: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
         root = Path(order["root"])
         volume, weights = await asyncio.to_thread(self._send, root)
-        messages = actor.handle.run.options(num_returns="streaming").remote(
+        messages = actor.handle.run.options(
+            num_returns="streaming", _generator_backpressure_num_objects=_AHEAD
+        ).remote(
             {name: text for name, text in order.items() if name not in ("root", "log")},
             volume,
             weights,
@@ -206,6 +243,10 @@ class Slots:
         while len(self._weights) > _WEIGHTS_KEPT:
             del self._weights[next(iter(self._weights))]
         return ray.put(volume), weights
+
+
+async def _result_of(reference: Any) -> Any:
+    return await reference
 
 
 def _content_of(root: Path, name: str) -> bytes | None:

@@ -280,7 +280,8 @@ class _Driver:
         ended, _ = self._runs.pop(number)
         if not ended.done():
             why = "the connection to the Ray cluster was lost"
-            ended.set_result(PluginExit(None, None, 0, "executor", why).__dict__.copy())
+            lost = PluginExit(None, None, 0, "executor", why, blameless=True)
+            ended.set_result(lost.__dict__.copy())
 
     async def close(self) -> None:
         """Have it leave the cluster; kill it if that takes long."""

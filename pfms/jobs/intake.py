@@ -175,7 +175,9 @@ class Intake:
 
     async def _check_device(self) -> None:
         chosen = self._runs.queue.devices
-        if not set(chosen) & set(await asyncio.to_thread(self._executor.devices)):
+        there = await asyncio.to_thread(self._executor.devices)
+        # A cluster that has none now may have some later: jobs wait for it.
+        if there and not set(chosen) & set(there):
             raise NoDevice(f"None of the chosen devices is available: {', '.join(chosen)}.")
 
     # --- after the body was read -----------------------------------------------------------

@@ -37,6 +37,7 @@ _PROGRESS_SECONDS = 0.5  # at least, between two records of progress within a st
 _DEFAULT_RUN_SECONDS = 30.0  # how long a run is assumed to take before any has been seen
 _RETRY_SECONDS = 1.0  # between attempts to record a step on a full disk
 _MAX_RETRY_SECONDS = 60.0  # between attempts to record a step that fails for another reason
+_MOST_LOSSES = 10  # of a job's runs that do not count as attempts: it may be what ends its nodes
 _SIGNAL_DELAY_SECONDS = 0.2  # in which a signal that ended our processes reaches us as well
 
 StopReason = Literal["cancelled", "client-gone", "shutdown"]
@@ -60,6 +61,7 @@ class Active:
     shares: Shares = DEFAULT_SHARES
     started: float = 0.0
     plugin: asyncio.Task[PluginExit] | None = None
+    losses: int = 0
     stop: StopReason | None = None
 
     @property
@@ -181,9 +183,11 @@ class Runs:
         plugin_exit = active.plugin.result()
         if plugin_exit.ended_by == "executor":
             await asyncio.sleep(_SIGNAL_DELAY_SECONDS)
-            if self.draining or active.job.attempts < self._settings.max_attempts:
+            active.losses += plugin_exit.blameless
+            free = plugin_exit.blameless and active.losses <= _MOST_LOSSES
+            if free or self.draining or active.job.attempts < self._settings.max_attempts:
                 log.warning("job %s: %s; it will run again", active.job.id, plugin_exit.message)
-                return self._stopped(active)
+                return self._stopped(active, free=free)
 
         self._on_progress(active, Progress("checking"), stages)
         loop = asyncio.get_running_loop()
@@ -216,12 +220,15 @@ class Runs:
         self.estimates.remember(active.job.model.modelID, seconds, stages.seconds)
         return lambda job: job.succeeded(end, segmentation, warnings)
 
-    def _stopped(self, active: Active) -> Step:
-        """The step after a run that was ended on request, or through no fault of its own."""
+    def _stopped(self, active: Active, *, free: bool = False) -> Step:
+        """The step after a run that was ended on request, or through no fault of its own.
+
+        `free` does not count it as an attempt.
+        """
         if active.stop in _WHY_CANCELLED:
             why = _WHY_CANCELLED[active.stop]
             return lambda job: job.cancelled(why)
-        orderly = self.draining
+        orderly = self.draining or free
         return lambda job: job.requeued(count_the_attempt=not orderly)
 
     def _failed(self, error: PfmsError, end: RunEnd | None = None) -> Step:

@@ -1,10 +1,8 @@
 """One complete run on a phantom: the real plugin behind a real server that the demo starts."""
 
-import ctypes
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +15,7 @@ from pathlib import Path
 from pfms.client.client import Client
 from pfms.client.problems import Json, PfmsProblem
 from pfms.client.updates import OnUpdate, Update, tell
+from pfms.processes.parent import end_with_parent
 
 SEED = 271_828  # a patient that the demo weights were not trained on
 DICE_AT_LEAST = 0.8
@@ -27,7 +26,6 @@ EXAMPLES = Path(__file__).absolute().parents[2] / "examples"
 _WEIGHTS, _PHANTOMS = "demo_model.pth", "phantoms.py"
 _LISTEN_SECONDS = 60
 _STOP_SECONDS = 15
-_PR_SET_PDEATHSIG = 1
 _MIN_FREE_BYTES = 100 << 20  # a phantom is small, and a newcomer's disk may be nearly full
 
 
@@ -218,7 +216,7 @@ def _server(out: Path, device: str) -> Iterator[str]:
             stderr=stderr,
             text=True,
             start_new_session=True,  # Ctrl-C reaches only us, and we stop the server
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
     try:
         yield _url_of(process, log)
@@ -231,13 +229,6 @@ def _server(out: Path, device: str) -> Iterator[str]:
             process.wait()
         if process.stdout:
             process.stdout.close()
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end this child if its parent is killed and cannot do it (Linux)."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _url_of(process: subprocess.Popen[str], log: Path) -> str:

@@ -75,6 +75,8 @@ class PluginExit:
         ended_by: `itself`; `time-limit` (the executor ended it); `executor` (the executor lost it,
             through no fault of the run: it may be tried again); `not-started`.
         message: Why it was not started or was lost, in one line; else empty.
+        blameless: It was lost with its machine or with the connection to it, so that this says
+            nothing against the run.
         peak_memory: The most bytes of memory that one of its processes held (resident pages, also
             those that it shared with the process it was forked from); None if it is not known.
         node: The machine that it ran on, as in the names of devices; None if it is this one.
@@ -86,6 +88,7 @@ class PluginExit:
     seconds: float
     ended_by: Literal["itself", "time-limit", "executor", "not-started"] = "itself"
     message: str = ""
+    blameless: bool = False
     peak_memory: int | None = None
     node: str | None = None
     versions: Mapping[str, str] | None = None

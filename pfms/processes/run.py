@@ -47,7 +47,8 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     own = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("PFMS_") and name not in NOT_FOR_RUNS
+        # Ray's token is among its variables.
+        if not name.startswith(("PFMS_", "RAY_")) and name not in NOT_FOR_RUNS
     }
     if "PYTHONPATH" in own:
         own["PYTHONPATH"] = _absolute(own["PYTHONPATH"])
