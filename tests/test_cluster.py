@@ -83,12 +83,12 @@ def devices(server: Server) -> list[str]:
     return list(server.http.get(DEVICE).json()["devices"])
 
 
-def processes_of(job_id: str) -> list[psutil.Process]:
-    """Those that work in the folder of a run, on any node."""
+def processes_of(*job_ids: str) -> list[psutil.Process]:
+    """Those that work in the folders of runs, on any node."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if Path(process.cwd()).name == job_id:
+            if Path(process.cwd()).name in job_ids:
                 found.append(process)
     return found
 
@@ -107,6 +107,15 @@ def actor_of(process: psutil.Process) -> psutil.Process:
 
 def raylet_of(process: psutil.Process) -> psutil.Process:
     return next(each for each in process.parents() if each.name() == "raylet")
+
+
+def kill_a_node_of(*job_ids: str) -> bool:
+    """Kill a node on which one of them runs; whether there was one."""
+    for process in processes_of(*job_ids):
+        with suppress(psutil.Error, StopIteration):  # that run has just ended
+            raylet_of(process).kill()
+            return True
+    return False
 
 
 def is_left(scratch: Path) -> bool:
@@ -221,6 +230,24 @@ def test_a_node_that_dies_costs_a_retry_elsewhere_and_no_attempt(
 
 
 @pytest.mark.every
+@pytest.mark.timeout(900)
+def test_ten_nodes_that_die_under_load_cost_no_job(on_ray: Callable[..., Server]) -> None:
+    with a_cluster(3) as cluster:
+        server = on_ray(cluster, "waits.py", max_attempts=1)
+        jobs = [server.submit(nifti_bytes(seed=n)) for n in range(60)]
+        for _ in range(10):
+            eventually(partial(kill_a_node_of, *jobs), LONG)
+            add_node(cluster)
+        for job_id in jobs:
+            eventually(partial(ended, server, job_id), 2 * LONG)
+            job = server.job(job_id)
+            assert (job["state"], job["attempts"]) == ("succeeded", 1), job
+            log = server.workspace / job["folder"] / "plugin.log"
+            assert log.read_text().count("waiting") == 1
+        assert processes_of(*jobs) == []
+
+
+@pytest.mark.every
 def test_nodes_that_come_and_go_are_used_and_released(on_ray: Callable[..., Server]) -> None:
     with a_cluster(1) as cluster:
         server = on_ray(cluster)
@@ -265,11 +292,11 @@ def test_a_server_that_is_killed_leaves_nothing_and_runs_its_jobs_again(
     cluster: Any, on_ray: Callable[..., Server], tmp_path: Path
 ) -> None:
     server = on_ray(cluster, "waits.py", max_attempts=20)
-    jobs = [server.submit(nifti_bytes(seed=n)) for n in range(5)]
-    for _ in range(5):
+    jobs = [server.submit(nifti_bytes(seed=n)) for n in range(20)]
+    for _ in range(10):
         eventually(partial(any_runs, server, jobs))
         time.sleep(0.5)
-        running = [process for job in jobs for process in processes_of(job)]
+        running = processes_of(*jobs)
         own = psutil.Process(server.process.pid).children()
         drivers = [each for each in own if "pfms.cluster" in each.cmdline()]
         server.stop(SIGKILL)
