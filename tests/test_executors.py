@@ -112,7 +112,8 @@ def cluster() -> Iterator[Any]:
         yield one
 
 
-@pytest.fixture(params=[*EXECUTORS, RAY])
+# On a cluster, each test takes several seconds; tests/test_cluster.py has some for CI.
+@pytest.fixture(params=[*EXECUTORS, pytest.param(RAY, marks=pytest.mark.every)])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Bench:
     root = tmp_path / f"2026-01-02-03-04-05-{uuid.uuid4()}"
     (root / "input" / "imagesTs").mkdir(parents=True)

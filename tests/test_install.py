@@ -64,7 +64,7 @@ def test_what_is_installed_is_what_is_pinned() -> None:
     [of_ray] = [apart for apart in elsewhere if "ray" in apart]
     # What the CUDA build of torch brings along is pinned by torch, or apart.
     cuda = re.compile(r"nvidia-(?!ml-py)|cuda-|triton")
-    found = installed("server", "plugin", "dev", "docs")
+    found = installed("server", "plugin", "dicom", "dev", "docs")
     there = {name: version for name, version in found.items() if not cuda.match(name)}
     with_ray = installed("server", "ray").items()  # no more of it where Ray is not installed
     assert with_ray <= (everywhere | of_ray).items()
