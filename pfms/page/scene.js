@@ -142,6 +142,7 @@ export class Scene {
     const at = middle.map((n, axis) => n / this.#steps[axis]);
     const mm = grey.hdr.affine.slice(0, 3).map(([a, b, c, d]) => a * at[0] + b * at[1] + c * at[2] + d);
     this.#niivue.scene.crosshairPos = this.#niivue.mm2frac(mm);
+    this.#niivue.drawScene();
     this.#niivue.createOnLocationChange();
     return this.#steps;
   }
