@@ -255,7 +255,7 @@ def test_what_an_earlier_release_recorded_is_still_told(start_server: StartServe
 
 @pytest.mark.real
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("executor", ["warm", "fresh"])
+@pytest.mark.parametrize("executor", ["warm", pytest.param("fresh", marks=pytest.mark.every)])
 def test_a_real_run_goes_through_every_stage(tmp_path: Path, executor: str) -> None:
     volume = make_phantom(7, (48, 40, 32), (5.0, 5.0, 6.0)).volume
     server = start_real(tmp_path / "workspace", executor)

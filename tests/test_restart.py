@@ -267,6 +267,7 @@ def crash_and_count(start_server: StartServer, jobs: int, kills: int) -> None:
     assert left == []
 
 
+@pytest.mark.every  # most of a minute; others kill a server at one moment each
 @pytest.mark.timeout(300)
 def test_a_server_killed_now_and_then_loses_nothing(start_server: StartServer) -> None:
     crash_and_count(start_server, jobs=20, kills=5)
