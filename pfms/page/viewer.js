@@ -133,7 +133,11 @@ export class Viewer {
     byId('viewer-other').value = '';
     setText(byId('viewer-difference'), '');
     await painted(); // the page stands still afterwards
-    await this.#inTurn(() => !signal.aborted && this.#draw({ ...this.#graphics, voxels: Infinity }));
+    try {
+      await this.#inTurn(() => !signal.aborted && this.#draw({ ...this.#graphics, voxels: Infinity }));
+    } catch (error) {
+      if (!signal.aborted) showTrouble(byId('viewer-trouble'), asProblem(error));
+    }
     if (!signal.aborted) setText(byId('viewer-state'), '');
   }
 

@@ -131,6 +131,7 @@ export class Watch extends EventTarget {
   choose(filter) {
     this.filter = filter;
     this.#shown = [];
+    this.#cursor = null;
     return this.refresh();
   }
 
