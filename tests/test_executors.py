@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import time
 import uuid
@@ -324,3 +325,17 @@ async def test_stages_are_reported_as_the_run_reaches_them(bench: Bench) -> None
     *before, checking = STAGES
     assert [progress.stage for progress in told] == before
     assert checking == "checking", "which begins when the run has ended"
+
+
+@pytest.mark.every
+async def test_a_node_shares_its_own_cores_among_its_runs(cluster: Any, tmp_path: Path) -> None:
+    root = tmp_path / str(uuid.uuid4())
+    (root / "input").mkdir(parents=True)
+    bench = Bench(
+        lambda command: RayExecutor(command, told(cluster, command.argv[-1], jobs_per_device=2)),
+        root,
+    )
+    await bench.run("reports", environment={"OMP_NUM_THREADS": "77"})  # the server's own share
+    report = json.loads((root / "output" / "report.json").read_text())
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert report["environment"]["OMP_NUM_THREADS"] == str(share)

@@ -1,7 +1,7 @@
 """`python -m pfms.cluster FD`: Ray's driver for a server, which it talks to over a socket.
 
-Messages are JSON, one in a packet. The server begins with the settings (`_Settings`); then it sends
-orders, each with its number `run` (`slots.py` says what else), and {"cancel": NUMBER}. It gets
+Messages are JSON, one a packet. The server begins with settings (see `executors/choice.py`); then
+it sends orders (`RayExecutor.run`), each with its number `run`, and {"cancel": NUMBER}. It gets
 {"devices": [NAMES], "refused": {NODE: WHY}} whenever they change, {"unreachable": WHY}, for a run
 {"progress": NUMBER, ...}, and at last {"ended": NUMBER, ...}.
 When the server's end of the socket closes, this program ends, and with it every actor.
@@ -27,6 +27,7 @@ from pfms.cluster.joining import connect, member_of
 from pfms.cluster.node import NodeConfig
 from pfms.cluster.nodes import Nodes
 from pfms.cluster.slots import Slots
+from pfms.plugin.verdict import one_line
 
 log = logging.getLogger("pfms.cluster")
 
@@ -40,7 +41,6 @@ class Driver:
 
     def __init__(self, sock: socket.socket, settings: Mapping[str, Any]) -> None:
         self._sock = sock
-        self._settings = settings
         config = NodeConfig(
             plugin_command=settings["plugin_command"],
             adaptations_off=tuple(settings["adaptations_off"]),
@@ -59,7 +59,7 @@ class Driver:
         done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
         for work in done:
             if (error := work.exception()) is not None:
-                self._tell({"unreachable": f"it does not answer: {one_line_of(error)}"})
+                self._tell({"unreachable": f"it does not answer: {_said_by(error)}"})
                 os._exit(1)  # Ray would go on trying for a minute
 
     async def _obey(self) -> None:
@@ -98,9 +98,9 @@ class Driver:
             self._sock.setblocking(False)
 
 
-def one_line_of(error: BaseException) -> str:
+def _said_by(error: BaseException) -> str:
     """What it says, or what it is."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return one_line(str(error)) or type(error).__name__
 
 
 def _end_with_server(sock: socket.socket, connected: threading.Event) -> None:
@@ -127,7 +127,7 @@ def main() -> None:
             connected.set()
             asyncio.run(Driver(sock, settings).serve())
         except Exception as error:
-            why = one_line_of(error)
+            why = _said_by(error)
             with contextlib.suppress(BrokenPipeError, ConnectionError):
                 sock.send(json.dumps({"unreachable": why}).encode())
         with contextlib.suppress(Exception):

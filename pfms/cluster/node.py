@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from pfms.aio import in_thread
 from pfms.cluster.parcels import packed
 from pfms.cluster.scratch import Scratch
 from pfms.executors.base import Executor
+from pfms.executors.environment import share_of_cores
 from pfms.executors.fresh import FreshExecutor
 from pfms.executors.warm import WarmExecutor
 from pfms.plugin import PLUGIN
@@ -57,8 +57,9 @@ def look(plugin_command: str) -> dict[str, Any]:
 class Node:
     """The actor. Its methods are called by `slots.py`, one run at a time."""
 
-    def __init__(self, config: NodeConfig) -> None:
+    def __init__(self, config: NodeConfig, device: str) -> None:
         self._config = config
+        self._device = device  # as the plugin is told
         self._work: asyncio.Task[None] | None = None
 
     async def start(self) -> dict[str, Any]:
@@ -66,9 +67,9 @@ class Node:
         config = self._config
         self._scratch = await asyncio.to_thread(Scratch, config.scratch)
         self._command = resolve_command(config.plugin_command)
-        self._host = PLUGIN.environment(
+        self._environment = PLUGIN.environment(
             host_facts(self._scratch.root / "home"),
-            threads=_share_of_cores(config.jobs_per_device),
+            threads=share_of_cores(self._device, config.jobs_per_device),
             without=config.adaptations_off,
         )
         mark = f"ray-{self._scratch.root.name}"
@@ -76,7 +77,7 @@ class Node:
         if self._command.kind != "foreign":
             self._executor = WarmExecutor(
                 self._command,
-                self._host,
+                self._environment,
                 mark,
                 without=config.adaptations_off,
                 runs_per_process=config.runs_per_process,
@@ -137,7 +138,8 @@ class Node:
                 await asyncio.wait({following})
                 shown = 0 if following.cancelled() else following.result()
                 await told.put(("log", await in_thread(_rest_of, log, shown)))
-            for piece in packed(root, ("input", "home", log.name, *PLUGIN.copies)):
+            pieces = packed(root, ("input", "home", log.name, *PLUGIN.copies))
+            while (piece := await in_thread(next, pieces, None)) is not None:
                 await told.put(piece)
         except asyncio.CancelledError:
             last = ("cancelled",)
@@ -150,13 +152,13 @@ class Node:
 
     def _call(self, order: Mapping[str, Any], root: Path, log: Path) -> PluginRun:
         given: dict[str, str] = order["environment"]
+        # Its home, its user and its share of the cores are those of this machine.
         environment = {name: text for name, text in given.items() if name not in _OF_THE_HOST}
-        here = {name: self._host[name] for name in _OF_THE_HOST if name in self._host}
         return PluginRun(
             job=order["job"],
             root=root,
             argv=(*self._command.argv, *order["arguments"]),
-            environment={**environment, **here},
+            environment={**environment, **self._environment},
             log=log,
             time_limit=order["time_limit"],
             grace=order["grace"],
@@ -165,13 +167,6 @@ class Node:
             slot="0",  # an actor is one
             kind=order["kind"],
         )
-
-
-def _share_of_cores(jobs_per_device: int) -> int | None:
-    """Threads for a run that shares the CPU with others; None if it may use all cores."""
-    if jobs_per_device == 1:
-        return None
-    return max(1, len(os.sched_getaffinity(0)) // jobs_per_device)
 
 
 def _lay_out(root: Path, volume: bytes | None, weights: bytes | None) -> None:

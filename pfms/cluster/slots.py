@@ -16,8 +16,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pfms.cluster.node import Node, NodeConfig
 from pfms.cluster.nodes import Nodes, is_there, why_not
 from pfms.cluster.parcels import Unpacking
+from pfms.executors.devices import CPU
 from pfms.plugin import PLUGIN
 from pfms.plugin.types import PluginExit
+from pfms.plugin.verdict import one_line
 from pfms.processes.output import BoundedLog
 from pfms.storage.inside import open_file
 
@@ -89,7 +91,7 @@ class Slots:
         except TimeoutError:
             why = f"the node {node} did not say how the run ended"
         except RayError as error:
-            log.warning("job %s: %s", order["job"], _in_one_line(error))
+            log.warning("job %s: %s", order["job"], one_line(str(error)))
             why = f"the node {node} was lost, or the run's process on it"
             if actor is None:
                 blameless = not isinstance(error, RayTaskError)
@@ -175,7 +177,7 @@ class Slots:
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
                 self._nodes.ids[wanted], soft=True
             )
-        return ray.remote(Node).options(**options).remote(self._config)
+        return ray.remote(Node).options(**options).remote(self._config, "cuda:0" if gpu else CPU)
 
     async def _end(self, actor: Actor) -> None:
         with contextlib.suppress(RayError):
@@ -271,7 +273,3 @@ def _class_of(memory: int) -> int:
 def _append(kept_log: BoundedLog, data: bytes) -> None:
     for begin in range(0, len(data), kept_log.piece):
         kept_log.write(data[begin : begin + kept_log.piece])
-
-
-def _in_one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -27,8 +27,8 @@ _PACKET = 1 << 20  # bytes; more than a socket takes
 _MAX_PAUSE_SECONDS = 30.0  # between two starts of the driver
 _GOODBYE_SECONDS = 10.0  # for the driver to leave the cluster
 
-_CONNECTING = "The server is connecting to it."
-_EMPTY = Missing("cluster-empty", "no node of the Ray cluster can run the plugin")
+_CONNECTING = "the server is connecting to it"
+_NO_NODE = "no node of the Ray cluster can run the plugin"
 
 
 class RayExecutor:
@@ -36,7 +36,7 @@ class RayExecutor:
 
     Args:
         command: How the plugin is called here, and, by PFMS_PLUGIN_COMMAND, on the nodes.
-        settings: What the driver is told: see `pfms.cluster.__main__`.
+        settings: What the driver is told: see `choice.py`.
         workspace_mark: As for `FreshExecutor`.
         pause_seconds: The pause before a driver is started again; doubled after each that fails.
     """
@@ -74,7 +74,7 @@ class RayExecutor:
         if self._devices:
             return None
         why = "".join(f"; {node}: {reason}" for node, reason in self._refused.items())
-        return Missing(_EMPTY.name, _EMPTY.description + why)
+        return Missing("cluster-empty", _NO_NODE + why)
 
     def devices(self) -> tuple[str, ...]:
         """The devices of the nodes; none while the cluster cannot be reached."""

@@ -13,12 +13,12 @@ def run_environment(settings: Settings, workspace: Workspace, device: str) -> di
     """What a run on a device sets on top of the server's own environment."""
     return PLUGIN.environment(
         host_facts(workspace.root / "home"),
-        threads=_share_of_cores(device, settings.jobs_per_device),
+        threads=share_of_cores(device, settings.jobs_per_device),
         without=settings.adaptations_off,
     )
 
 
-def _share_of_cores(device: str, jobs_per_device: int) -> int | None:
+def share_of_cores(device: str, jobs_per_device: int) -> int | None:
     """Threads for a run that shares the CPU with others; None if it may use all cores."""
     if not is_cpu(device) or jobs_per_device == 1:
         return None
